@@ -1,0 +1,50 @@
+# `make demo` and `make test` do everything from nothing on a Debian machine with Python 3.11+.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+JOBS   ?= 2
+STAMP  := $(VENV)/.installed
+
+.PHONY: demo test check bench long clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python examples/atlas/demo.py
+
+test: $(STAMP) $(VENV)/.demo
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n $(JOBS) -q -m "not slow and not long"
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+long: $(STAMP)
+	$(BIN)/python -m pytest -m long --timeout 3600
+
+clean:
+	rm -rf $(VENV) build dist demo-output .mypy_cache .pytest_cache .ruff_cache
+
+# The environment is made anew when pyproject.toml changes. A new pip reads dependency groups.
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit("edgecore needs Python 3.11 or later; this is " + sys.version.split()[0] + ". Set PYTHON=...") if sys.version_info < (3, 11) else 0'
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		{ test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq python3-venv; } || \
+		{ echo "Python's venv module is missing: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade 'pip>=25.1'
+
+$(STAMP): pyproject.toml $(BIN)/pip
+	$(BIN)/python -m pip install -q -e '.[cli]' --group dev
+	@touch $@
+
+# The event generator comes as a binary wheel only: compiling it takes half an hour.
+$(VENV)/.demo: $(STAMP)
+	$(BIN)/python -m pip install -q --only-binary pythia8mc --group demo
+	@touch $@

@@ -1,0 +1,1 @@
+"""Build edge services for supercomputer sites."""

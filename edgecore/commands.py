@@ -1,0 +1,144 @@
+"""Run one command of a batch system or an operator, and always come back.
+
+A command gets an argument list, a built environment with ``LC_ALL=C``, no standard input unless
+given, and a time limit after which its whole process group is killed. Output goes to
+temporary files, so that neither 64 kB in a pipe nor a child that keeps a pipe open can
+hold us up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Final
+
+from attrs import frozen
+
+from edgecore.errors import EdgeError
+
+__all__ = ["CommandNotFound", "CommandResult", "run"]
+
+_OUTPUT_LIMIT_BYTES: Final = 256 * 1024 * 1024
+_DYING_S: Final = 5.0
+
+
+class CommandNotFound(EdgeError):
+    """There is no such program, or it may not be executed; nothing was run."""
+
+
+@frozen(kw_only=True)
+class CommandResult:
+    """What a command answered."""
+
+    arguments: tuple[str, ...]
+    exit_code: int | None
+    """None when it was killed because its time was up; negative: the signal that ended it."""
+    output: bytes
+    errors: bytes
+    duration_s: float
+
+    @property
+    def timed_out(self) -> bool:
+        """Tell whether the command was killed because its time was up."""
+        return self.exit_code is None
+
+    @property
+    def text(self) -> str:
+        """Standard output as text; bytes that are not UTF-8 become replacement characters."""
+        return self.output.decode("utf-8", "replace")
+
+    def complaint(self) -> str:
+        """Say in one line how the command ended and what it complained about."""
+        name = Path(self.arguments[0]).name
+        if self.timed_out:
+            return f"{name} gave no answer within {self.duration_s:.0f} s"
+        said = (self.errors or self.output).decode("utf-8", "replace").split("\n")
+        words = "; ".join(line.strip() for line in said if line.strip())[:500]
+        return f"{name} ended with exit code {self.exit_code}: {words or 'no message'}"
+
+
+def run(
+    arguments: Sequence[str],
+    *,
+    timeout_s: float,
+    environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+    stdin: bytes = b"",
+) -> CommandResult:
+    """Run a command to its end or its time limit; the environment is built, never inherited.
+
+    Raises CommandNotFound. A non-zero exit code is an answer, not an error.
+    """
+    begun = time.monotonic()
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, _stdin(stdin) as given:
+        process = _start(arguments, environment, directory, given, out, err)
+        exit_code: int | None
+        try:
+            exit_code = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            exit_code = None
+        finally:
+            if process.returncode is None:
+                _kill_group(process)
+        return CommandResult(
+            arguments=tuple(arguments),
+            exit_code=exit_code,
+            output=_content(out),
+            errors=_content(err),
+            duration_s=time.monotonic() - begun,
+        )
+
+
+def _start(
+    arguments: Sequence[str],
+    environment: Mapping[str, str] | None,
+    directory: Path | None,
+    stdin: IO[bytes] | int,
+    out: IO[bytes],
+    err: IO[bytes],
+) -> subprocess.Popen[bytes]:
+    built = {"PATH": os.defpath, **(environment or {}), "LC_ALL": "C"}
+    try:
+        return subprocess.Popen(
+            list(arguments),
+            stdin=stdin,
+            stdout=out,
+            stderr=err,
+            env=built,
+            cwd=directory,
+            start_new_session=True,
+        )
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        raise CommandNotFound(
+            f"cannot run {arguments[0]}: {error.strerror} ({error.filename}); "
+            f"is it installed, executable, and on PATH={built['PATH']}?"
+        ) from error
+
+
+@contextlib.contextmanager
+def _stdin(content: bytes) -> Iterator[IO[bytes] | int]:
+    if not content:
+        yield subprocess.DEVNULL
+        return
+    with tempfile.TemporaryFile() as given:
+        given.write(content)
+        given.seek(0)
+        yield given
+
+
+def _content(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read(_OUTPUT_LIMIT_BYTES)
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the kernel: leave it behind
+        process.wait(_DYING_S)
