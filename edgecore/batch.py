@@ -1,0 +1,339 @@
+"""Write the batch script and keep the token that decides whether an attempt may run.
+
+Each attempt has a directory ``run/<attempt>/`` that holds exactly one token: an empty file whose
+*name* is the state of the attempt and which only ever moves by ``rename``. Whoever renames it acts;
+nobody acts on a read. The batch script takes it from ``ready`` to ``running.<batch id>.<execution>``
+and then to ``ended.<exit code>``; the service takes it from ``ready`` to ``revoked``, or from
+``running...`` to ``stopped``. So an attempt that the service gave up can never start, and
+the end of one that ran is known without the batch system.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from string import Template
+from typing import Final
+
+from attrs import evolve, frozen
+
+__all__ = [
+    "ABSTAINED",
+    "MAX_ATTEMPTS",
+    "EndRecord",
+    "RunDirectory",
+    "ScriptValues",
+    "Token",
+    "TokenState",
+    "attempt_tag",
+    "data_directory",
+    "job_directory",
+    "render_script",
+    "run_directory",
+]
+
+ABSTAINED: Final = 75
+"""Exit code of a batch script that may not run: its batch system must not take it for success."""
+
+_DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
+MAX_ATTEMPTS: Final = 36 * 36 - 1
+"""How many attempts fit into the two base 36 digits at the end of a tag."""
+
+
+# ------------------------------------------------------------------------------- names
+
+
+def attempt_tag(job_id: int, attempt: int) -> str:
+    """Return the name of an attempt in the batch system: at most 13 characters of a-z 0-9."""
+    if not 0 < attempt <= MAX_ATTEMPTS:
+        raise ValueError(f"attempt {attempt} is not between 1 and {MAX_ATTEMPTS}")
+    return f"e{_base36(job_id)}{_base36(attempt).rjust(2, '0')}"
+
+
+def _base36(number: int) -> str:
+    text = ""
+    while number:
+        number, digit = divmod(number, 36)
+        text = _DIGITS[digit] + text
+    return text
+
+
+def job_directory(work: Path, job_id: int) -> Path:
+    """Return ``<work>/<yyyymmdd>/<job id>``; the day is that of the id, in UTC."""
+    day = datetime.fromtimestamp(job_id // 1_000_000, UTC)
+    return work / f"{day:%Y%m%d}" / str(job_id)
+
+
+def data_directory(work: Path, job_id: int) -> Path:
+    """Return the job's working directory, where strangers' files live."""
+    return job_directory(work, job_id) / "data"
+
+
+def run_directory(work: Path, job_id: int, attempt: int) -> RunDirectory:
+    """Return the directory of an attempt, which only the service and the batch script write."""
+    return RunDirectory(job_directory(work, job_id) / "run" / str(attempt))
+
+
+# ------------------------------------------------------------------------------- token
+
+
+class TokenState(StrEnum):
+    """What the name of a token says about its attempt."""
+
+    READY = "ready"
+    RUNNING = "running"
+    ENDED = "ended"
+    REVOKED = "revoked"
+    STOPPED = "stopped"
+
+
+@frozen(kw_only=True)
+class Token:
+    """The token as a look at the directory showed it; only a rename proves anything."""
+
+    state: TokenState
+    file: str
+    batch_id: str | None = None
+    """The batch id under which the execution runs, when running."""
+    exit_code: int | None = None
+    """The application's exit code, when ended."""
+    since: int = 0
+    """When it got this name by the file server's clock, microseconds UTC."""
+
+
+@frozen(kw_only=True)
+class EndRecord:
+    """What the batch script wrote about the end of an execution."""
+
+    started: int | None = None
+    ended: int | None = None
+    """Times in microseconds UTC by the execution host's clock."""
+    batch_id: str | None = None
+    host: str = ""
+
+
+@frozen
+class RunDirectory:
+    """Keep the token, the batch script and the end record of one attempt."""
+
+    path: Path
+
+    @property
+    def script(self) -> Path:
+        """The batch script."""
+        return self.path / "batch.sh"
+
+    def prepare(self, script: bytes) -> None:
+        """Make the directory with its script and a token `ready`, durable; before the intent.
+
+        Doing it again before the intent is committed changes nothing but the script.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.script.write_bytes(script)
+        if self.token() is None:
+            os.close(os.open(self.path / TokenState.READY, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def token(self) -> Token | None:
+        """Look for the token; None when there is none to be seen."""
+        try:
+            names = os.listdir(self.path)
+        except FileNotFoundError:
+            return None
+        for name in names:
+            token = _parse_token(name)
+            if token is None:
+                continue
+            try:
+                since = os.stat(self.path / name).st_ctime_ns // 1000
+            except FileNotFoundError:  # it moved on between the two looks
+                return self.token()
+            return evolve(token, since=since)
+        return None
+
+    def revoke(self) -> bool:
+        """Move the token from `ready` to `revoked`; tell whether the attempt can never start now."""
+        return self._move(TokenState.READY, TokenState.REVOKED)
+
+    def stop(self, token: Token) -> bool:
+        """Move a running token to `stopped`; tell whether that execution is fenced now."""
+        return self._move(token.file, TokenState.STOPPED)
+
+    def abandon(self) -> bool:
+        """Leave a token `revoked` where none can be found, on an operator's word."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if self.token() is not None:
+            return False
+        (self.path / TokenState.REVOKED).touch(0o600)
+        return True
+
+    def _move(self, before: str, after: str) -> bool:
+        try:
+            os.rename(self.path / before, self.path / after)
+        except FileNotFoundError:
+            # A file server that lost its reply says this of a rename that worked.
+            return (self.path / after).exists()
+        return True
+
+    def end_record(self) -> EndRecord:
+        """Read what the script wrote about its end; empty where it is missing or damaged."""
+        try:
+            record = json.loads((self.path / "end.json").read_bytes())
+            return EndRecord(
+                started=int(record["started"]) * 1_000_000,
+                ended=int(record["ended"]) * 1_000_000,
+                batch_id=str(record["batch_id"]),
+                host=str(record["host"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return EndRecord()
+
+
+def _parse_token(name: str) -> Token | None:
+    word, _, rest = name.partition(".")
+    if name in (TokenState.READY, TokenState.REVOKED, TokenState.STOPPED):
+        return Token(state=TokenState(name), file=name)
+    if word == TokenState.RUNNING and rest:
+        return Token(state=TokenState.RUNNING, file=name, batch_id=rest.rpartition(".")[0])
+    if word == TokenState.ENDED and rest.isdecimal():
+        return Token(state=TokenState.ENDED, file=name, exit_code=int(rest))
+    return None
+
+
+# ------------------------------------------------------------------------------- script
+
+
+@frozen(kw_only=True)
+class ScriptValues:
+    """Everything that a batch script is made from; all but the site's own text is quoted."""
+
+    title: str
+    """One line for people: site, job, attempt."""
+    run: Path
+    data: Path
+    attempt: int
+    batch_id_text: str
+    """Shell text of the driver."""
+    restartable: bool
+    command: Sequence[str]
+    """Launcher and application as one argument list."""
+    environment: Mapping[str, str]
+    prologue: str = ""
+    """Shell text of the site's operator, before the application: modules, limits."""
+    epilogue: str = ""
+
+
+# External commands: mv to take the token, date twice, mv to give it back; sleep only when a file
+# server makes us wait.
+_SCRIPT: Final = Template(r"""#!/bin/sh
+# $title
+# Written by edgecore. The token in this directory decides whether this script may run.
+run=$run
+data=$data
+restartable=$restartable
+batch_id="$batch_id_text"
+execution=$$$$
+read -r execution 2>/dev/null </proc/sys/kernel/random/uuid
+read -r host 2>/dev/null </proc/sys/kernel/hostname
+mine="running.$$batch_id.$$execution"
+child=
+interrupted=
+trap 'interrupted=1; [ -z "$$child" ] || kill -TERM "$$child" 2>/dev/null' TERM INT
+
+leave() {
+    printf '%s %s %s\n' "$$batch_id" "$$execution" "$$1" >>note.txt
+    exit $abstained
+}
+
+# A rename that says "no such file" may have worked: the look afterwards tells.
+claim() {
+    for try in 1 2 3 4 5 6 7 8 9 10; do
+        mv ready "$$mine" 2>/dev/null && return 0
+        [ -e "$$mine" ] && return 0
+        for token in ended.* revoked stopped; do
+            [ -e "$$token" ] && leave "found $$token"
+        done
+        for token in running.*; do
+            [ -e "$$token" ] || continue
+            case $$token in
+            "running.$$batch_id."*) [ "$$restartable" = yes ] || leave "found $$token, may not start again" ;;
+            *) leave "found $$token of another batch id" ;;
+            esac
+            mv "$$token" "$$mine" 2>/dev/null && return 0
+            [ -e "$$mine" ] && return 0
+        done
+        sleep 1
+    done
+    leave "found no token"
+}
+
+give_back() {
+    for try in 1 2 3 4 5 6 7 8 9 10; do
+        mv "$$mine" "ended.$$code" 2>/dev/null && return 0
+        [ -e "ended.$$code" ] && return 0
+        [ -e "$$mine" ] || leave "ended with $$code after it was stopped"
+        sleep 1
+    done
+    leave "ended with $$code and could not say so"
+}
+
+cd "$$run" || exit $abstained
+[ -z "$$interrupted" ] || leave "told to stop before the start"
+claim
+started=$$(date -u +%s)
+code=126
+if cd "$$data"; then
+$environment
+$prologue
+    $command >>stdout.$attempt.txt 2>>stderr.$attempt.txt </dev/null &
+    child=$$!
+    # A stop that came before the child was known has not been forwarded.
+    [ -z "$$interrupted" ] || kill -TERM "$$child" 2>/dev/null
+    interrupted=
+    wait "$$child"
+    code=$$?
+    # A signal ends the wait, not the child; 127 says that its end had been seen already.
+    while [ -n "$$interrupted" ]; do
+        interrupted=
+        wait "$$child"
+        again=$$?
+        [ "$$again" -eq 127 ] || code=$$again
+    done
+$epilogue
+fi
+cd "$$run" || exit $abstained
+[ -e "$$mine" ] || [ -e "ended.$$code" ] || leave "ended with $$code after it was stopped"
+printf '{"exit_code": %d, "batch_id": "%s", "host": "%s", "started": %d, "ended": %d}\n' \
+    "$$code" "$$batch_id" "$$host" "$$started" "$$(date -u +%s)" >end.json
+give_back
+exit "$$code"
+""")
+
+
+def render_script(values: ScriptValues) -> bytes:
+    """Return the batch script, a POSIX shell script in which every value is quoted."""
+    text = _SCRIPT.substitute(
+        title=" ".join(values.title.split()),
+        run=shlex.quote(str(values.run)),
+        data=shlex.quote(str(values.data)),
+        attempt=values.attempt,
+        restartable="yes" if values.restartable else "no",
+        batch_id_text=values.batch_id_text,
+        abstained=ABSTAINED,
+        environment="\n".join(
+            f"export {key}={shlex.quote(value)}" for key, value in values.environment.items()
+        ),
+        prologue=values.prologue.rstrip(),
+        command=shlex.join(values.command),
+        epilogue=values.epilogue.rstrip(),
+    )
+    return os.fsencode(text)
