@@ -1,0 +1,121 @@
+"""Decide what an attempt's token and the batch system's answer prove together.
+
+One pure function, so that every combination can be tested and the protocol can be explored
+exhaustively with the very code that decides. Silence proves nothing: an end is what the token
+says, or the batch system's own word about the very execution that holds the token, made safe by a
+rename that takes the token away. The caller carries out the decision, and after any rename that
+fails it looks again.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from attrs import field, frozen
+
+from edgecore.batch import Token, TokenState
+from edgecore.models import NativeState, Observation
+
+__all__ = ["Decision", "Finding", "Patience", "decide"]
+
+
+class Finding(StrEnum):
+    """What follows from the evidence."""
+
+    ALIVE = "alive"
+    """Listed and not ended: its native state counts."""
+    QUIET = "quiet"
+    """Nothing can be concluded yet: leave it and look again."""
+    LOST = "lost"
+    """It took the token, and nobody has known of it for too long: alarm; reversible."""
+    ENDED = "ended"
+    """The token says that the application ended, and how."""
+    REVOKE = "revoke"
+    """Rename `ready` to `revoked`; where that works, it never started and never will."""
+    NEVER_STARTED = "never started"
+    """The token is revoked already."""
+    FENCE = "fence"
+    """Rename the running token to `stopped`; where that works, the execution is over."""
+    INTERRUPTED = "interrupted"
+    """The token is stopped already: the execution ended without a word of its own."""
+
+
+@frozen
+class Decision:
+    """A finding, with the reason in words for people."""
+
+    finding: Finding
+    reason: str = ""
+    exit_code: int | None = None
+
+
+@frozen(kw_only=True)
+class Patience:
+    """How long silence is borne, in microseconds."""
+
+    grace: int
+    """From the native end until it is taken for one although the token still says running."""
+    lost_after: int
+    """From the first miss until an attempt counts as gone (never started) or lost (running)."""
+    walltime: int
+    """From its start until an unlisted execution cannot be alive: its walltime and a margin."""
+    clock_skew: int = field(default=60_000_000)
+    """How far the clocks of batch system and file server may differ."""
+
+
+_ENDINGS: Final = {TokenState.REVOKED: Finding.NEVER_STARTED, TokenState.STOPPED: Finding.INTERRUPTED}
+
+
+def decide(
+    token: Token | None,
+    seen: Observation | None,
+    *,
+    missed: int | None,
+    now: int,
+    patience: Patience,
+    cancelled: bool = False,
+    unclear: bool = False,
+) -> Decision:
+    """Tell what *token* and *seen* prove about one attempt.
+
+    *seen* is what a listing begun after the submission showed, None when it did not show it.
+    *missed* is since when no listing shows it alive (microseconds UTC), None when this is the
+    first time. *unclear* says that the outcome of the submission is not known, so that a miss needs
+    no patience: the token makes a late start harmless.
+    """
+    ended = seen is not None and seen.state is NativeState.ENDED
+    silent_for = now - (missed if missed is not None else now)
+    reason = seen.reason if seen is not None else ""
+    if token is None:
+        if silent_for >= patience.lost_after:
+            return Decision(Finding.LOST, "its run directory shows no token: is the file system mounted?")
+        return Decision(Finding.QUIET)
+    if token.state is TokenState.ENDED:
+        return Decision(Finding.ENDED, reason, token.exit_code)
+    if token.state in _ENDINGS:
+        return Decision(_ENDINGS[token.state], reason)
+    if token.state is TokenState.READY:
+        if cancelled or ended or (seen is None and (unclear or silent_for >= patience.lost_after)):
+            return Decision(Finding.REVOKE, reason or "the batch system does not know it")
+        return Decision(Finding.QUIET if seen is None else Finding.ALIVE)
+    return _running(token, seen, silent_for, now, patience)
+
+
+def _running(
+    token: Token, seen: Observation | None, silent_for: int, now: int, patience: Patience
+) -> Decision:
+    if seen is not None and seen.batch_id != token.batch_id:
+        seen = None  # an answer about another submission of the same script says nothing of this execution
+    if seen is not None and seen.state is not NativeState.ENDED:
+        return Decision(Finding.ALIVE)
+    if seen is not None:
+        of_former = seen.ended is not None and seen.ended + patience.clock_skew < token.since
+        if of_former or silent_for < patience.grace:
+            return Decision(Finding.QUIET)
+        return Decision(Finding.FENCE, seen.reason or "ended without an end record", seen.exit_code)
+    if now - token.since >= patience.walltime and silent_for >= patience.grace:
+        return Decision(Finding.FENCE, "its walltime has passed and the batch system does not know it")
+    if silent_for >= patience.lost_after:
+        return Decision(Finding.LOST, "it started, wrote no end, and the batch system does not know it")
+    return Decision(Finding.QUIET)
