@@ -18,8 +18,7 @@
     ├── Veto                       a listener forbids a change of state
     └── StoreError                 the job store cannot be used as it is
         ├── StoreLocked                another service owns it
-        ├── StoreUnusable              wrong version, wrong place, damaged
-        └── StaleChange                the job had already moved on; nothing was written
+        └── StoreUnusable              wrong version, wrong place, damaged
 """
 
 from __future__ import annotations
@@ -39,7 +38,6 @@ __all__ = [
     "EdgeError",
     "Problem",
     "SchedulerUnavailable",
-    "StaleChange",
     "StoreError",
     "StoreLocked",
     "StoreUnusable",
@@ -143,7 +141,3 @@ class StoreLocked(StoreError):
 
 class StoreUnusable(StoreError):
     """The store's file, place or version cannot be used."""
-
-
-class StaleChange(StoreError):
-    """The job had moved on before this change was written; the change was dropped."""

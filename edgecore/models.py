@@ -312,7 +312,9 @@ class Attempt:
     reason: str = ""
     """Why it ended, in the batch system's words."""
     missed: int | None = None
-    """Since when no listing shows it, microseconds UTC; None while it is listed."""
+    """Since when no listing shows it alive, microseconds UTC; None while one does."""
+    held: bool = False
+    """Whether we asked the batch system to hold it and have not released it since."""
 
 
 @frozen(kw_only=True)

@@ -1,0 +1,296 @@
+"""Read a site's configuration: TOML in, frozen values out, every error with file, table and key.
+
+Tables that configure a driver hold our keys and the driver's own side by side; what is not ours
+goes to the driver, which refuses what it does not know when it is opened.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import unquote_to_bytes, urlsplit
+
+from attrs import Factory, evolve, frozen
+
+from edgecore import serial
+from edgecore.errors import ConfigurationError, Problem
+from edgecore.models import BatchWord, Between, Count, Name, Option, SiteContext
+
+__all__ = [
+    "Defaults",
+    "EnvironmentTable",
+    "LauncherTable",
+    "Limits",
+    "MessagingTable",
+    "Retention",
+    "Retry",
+    "SchedulingTable",
+    "ScriptTable",
+    "SiteConfig",
+    "Timing",
+    "TransferTable",
+    "read_site",
+]
+
+Seconds = Annotated[float, Between(0, 31_536_000)]
+Settings = Mapping[str, Any]
+
+
+@frozen(kw_only=True)
+class MessagingTable:
+    """``[messaging]``: the broker, and where definitions come from and status goes to."""
+
+    url: str
+    exchange: Name = "hpc"
+    queue: Name | None = None
+    """Queue and routing key of job definitions; the site's name where not given."""
+    status_key: Name = "balsam_job_status"
+    settings: Settings = Factory(dict)
+    """The driver's own keys."""
+
+    @property
+    def scheme(self) -> str:
+        """The name of the driver."""
+        return urlsplit(self.url).scheme
+
+
+@frozen(kw_only=True)
+class SchedulingTable:
+    """``[scheduling]``: the batch system, and what users may set of it."""
+
+    driver: Name
+    options: Mapping[Name, Option] = Factory(dict)
+    settings: Settings = Factory(dict)
+
+
+@frozen(kw_only=True)
+class TransferTable:
+    """One ``[[transfer]]``: URLs below this prefix are allowed, and this is how they are reached."""
+
+    prefix: str
+    settings: Settings = Factory(dict)
+
+    @property
+    def scheme(self) -> str:
+        """The name of the driver."""
+        return urlsplit(self.prefix).scheme
+
+    def allows(self, url: str) -> bool:
+        """Tell whether *url* lies below the prefix and does not climb out of it, encoded or not."""
+        segments = unquote_to_bytes(url).split(b"/")
+        climbs = b".." in segments or b"." in segments or any(b"\0" in segment for segment in segments)
+        return not climbs and (url + "/").startswith(self.prefix.rstrip("/") + "/")
+
+
+@frozen(kw_only=True)
+class LauncherTable:
+    """``[launchers.NAME]``: what starts an application on its nodes."""
+
+    arguments: tuple[str, ...]
+
+
+@frozen(kw_only=True)
+class EnvironmentTable:
+    """``[environment]``: what child processes get beside the built minimum."""
+
+    inherit: tuple[str, ...] = ()
+    """``pass``: names of variables taken over from the service's own environment."""
+    set: Mapping[str, str] = Factory(dict)
+    """Variables with fixed values, for commands and for jobs."""
+
+
+@frozen(kw_only=True)
+class ScriptTable:
+    """``[script]``: the operator's own shell lines around every application."""
+
+    prologue: str = ""
+    epilogue: str = ""
+
+
+@frozen(kw_only=True)
+class Defaults:
+    """``[defaults]``: what a definition gets for keys that it leaves out."""
+
+    queue: BatchWord | None = None
+    project: BatchWord | None = None
+    wall_time_minutes: Count = 60
+    num_nodes: Count = 1
+    processes_per_node: Count = 1
+    retries: Annotated[int, Between(0, 100)] = 0
+
+
+@frozen(kw_only=True)
+class Limits:
+    """``[limits]``: how much at once."""
+
+    max_queued: Count | None = None
+    """Jobs given to the batch system that do not run yet."""
+    max_nodes: Count | None = None
+    max_wall_time_minutes: Count | None = None
+    max_message_bytes: Annotated[int, Between(1_000, 100_000_000)] = 1_048_576
+    staging: Annotated[int, Between(1, 64)] = 4
+    """Transfers at the same time."""
+    processing: Annotated[int, Between(1, 64)] = 2
+    """Preprocess and postprocess programs at the same time."""
+
+
+@frozen(kw_only=True)
+class Timing:
+    """``[timing]``: how often to look and how long to be patient."""
+
+    poll_interval_s: Annotated[float, Between(0.01, 86_400)] | None = None
+    """Between two listings; where not given, what the batch system's driver finds kind."""
+    grace_s: Seconds = 60
+    """For slow file systems: from the native end until an end record counts as missing."""
+    lost_after_s: Seconds = 900
+    """From the first miss in a listing until a job counts as gone or LOST."""
+    walltime_margin_s: Seconds = 3_600
+    """After the walltime, until an unlisted execution counts as over."""
+    alarm_after_s: Seconds = 1_800
+    """From the first failure of the batch system or broker until an alarm."""
+    drain_s: Seconds = 60
+    """How long a stopping service waits for what it has begun."""
+
+
+@frozen(kw_only=True)
+class Retry:
+    """``[retry]``: back-off of actions that failed for a passing reason."""
+
+    first_s: Annotated[float, Between(0.01, 86_400)] = 10
+    longest_s: Annotated[float, Between(0.01, 86_400)] = 600
+    tries: Annotated[int, Between(1, 1000)] = 10
+    """After so many failures in a row of one step, the step has failed."""
+
+
+@frozen(kw_only=True)
+class Retention:
+    """``[retention]``: how long directories of settled jobs are kept; the store's rows stay."""
+
+    keep_days: Annotated[float, Between(0, 36_500)] = 30
+    keep_failed_days: Annotated[float, Between(0, 36_500)] = 90
+
+
+@frozen(kw_only=True)
+class PluginsTable:
+    """``[plugins]``: layers and listeners, active only when named here."""
+
+    enabled: tuple[str, ...] = ()
+    settings: Mapping[str, Settings] = Factory(dict)
+    """``[plugins.NAME]``: each one's own keys."""
+
+
+@frozen(kw_only=True)
+class SiteConfig:
+    """Everything that one Balsam needs to know."""
+
+    site: Name
+    work_directory: Path
+    store: Path
+    messaging: MessagingTable
+    scheduling: SchedulingTable
+    store_mode: Literal["wal", "rollback"] = "wal"
+    owner: Name = "local"
+    """Owner of jobs whose sender the broker does not vouch for."""
+    transfer: tuple[TransferTable, ...] = ()
+    launchers: Mapping[Name, LauncherTable] = Factory(dict)
+    environment: EnvironmentTable = EnvironmentTable()
+    script: ScriptTable = ScriptTable()
+    defaults: Defaults = Defaults()
+    limits: Limits = Limits()
+    timing: Timing = Timing()
+    retry: Retry = Retry()
+    retention: Retention = Retention()
+    plugins: PluginsTable = PluginsTable()
+    source: Path = Path("/")
+    """The file that it was read from."""
+
+    @property
+    def context(self) -> SiteContext:
+        """What every driver is told about the site."""
+        return SiteContext(
+            site=self.site, work_directory=self.work_directory, environment=_environment(self.environment)
+        )
+
+    @property
+    def queue(self) -> str:
+        """The queue that job definitions for this site arrive in."""
+        return self.messaging.queue or self.site
+
+
+_DRIVER_TABLES: Final[Mapping[str, frozenset[str]]] = {
+    "messaging": frozenset({"url", "exchange", "queue", "status_key"}),
+    "scheduling": frozenset({"driver", "options"}),
+    "transfer": frozenset({"prefix"}),
+    "plugins": frozenset({"enabled"}),
+}
+"""Table -> our keys; all others belong to the driver."""
+
+
+def read_site(path: Path) -> SiteConfig:
+    """Read a site's configuration file. Raises ConfigurationError with all problems."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _refused(path, "", f"cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise _refused(path, "", f"is not TOML: {error}") from error
+    place = path.absolute().parent
+    for key in ("work_directory", "store"):
+        if isinstance(document.get(key), str):
+            document[key] = str(place / Path(document[key]).expanduser())
+    document.pop("source", None)
+    for name, ours in _DRIVER_TABLES.items():
+        if name in document:
+            document[name] = _part(document[name], ours)
+    environment = document.get("environment")
+    if isinstance(environment, dict) and "pass" in environment:
+        environment["inherit"] = environment.pop("pass")
+    config = serial.structure(SiteConfig, document, source=str(path))
+    _check(config, path)
+    return evolve(config, source=path.absolute())
+
+
+def _part(table: Any, ours: frozenset[str]) -> Any:
+    """Set the driver's own keys of a table apart from ours."""
+    if isinstance(table, list):
+        return [_part(entry, ours) for entry in table]
+    if not isinstance(table, dict):
+        return table
+    parted = {key: value for key, value in table.items() if key in ours}
+    return {**parted, "settings": {key: value for key, value in table.items() if key not in ours}}
+
+
+def _check(config: SiteConfig, path: Path) -> None:
+    problems = []
+    if not config.messaging.scheme:
+        problems.append(
+            Problem("messaging.url", repr(config.messaging.url), "must be a URL, such as sqlite:///path")
+        )
+    for number, entry in enumerate(config.transfer):
+        if not entry.scheme or "://" not in entry.prefix:
+            allowed = "must be the beginning of a URL, such as file:///data/"
+            problems.append(Problem(f"transfer[{number}].prefix", repr(entry.prefix), allowed))
+    if problems:
+        raise ConfigurationError(str(path), problems)
+
+
+def _refused(path: Path, where: str, what: str) -> ConfigurationError:
+    return ConfigurationError(str(path), (Problem(where, "", what),))
+
+
+def _environment(table: EnvironmentTable) -> Mapping[str, str]:
+    """Build the environment of child processes: a minimum, what is passed, what is set."""
+    account = pwd.getpwuid(os.getuid())
+    built = {
+        "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
+        "HOME": account.pw_dir,
+        "USER": account.pw_name,
+        "LOGNAME": account.pw_name,
+        "LANG": "C.UTF-8",
+    }
+    passed = {name: os.environ[name] for name in table.inherit if name in os.environ}
+    return {**built, **passed, **table.set}

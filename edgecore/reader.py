@@ -1,0 +1,238 @@
+"""Read a job store without ever standing in the way of its service.
+
+A reader is a read-only connection of its own; it sees the last committed state. Use one per
+thread.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+from attrs import frozen
+
+from edgecore import migrations, serial
+from edgecore.errors import StoreUnusable
+from edgecore.models import Application, Attempt, Intent, Job, JobDefinition, JobState, Plan
+from edgecore.store import TransferRecord, connect
+
+__all__ = ["HistoryEntry", "OutboxEntry", "Reader", "Request"]
+
+
+@frozen(kw_only=True)
+class HistoryEntry:
+    """One status that a job has had."""
+
+    sequence: int
+    time: int
+    state: JobState
+    attempt: int
+    message: str
+
+
+@frozen(kw_only=True)
+class OutboxEntry:
+    """One message that the broker has not confirmed yet."""
+
+    id: int
+    job_id: int | None
+    exchange: str
+    key: str
+    body: str
+
+
+@frozen(kw_only=True)
+class Request:
+    """Something that an operator asked the service to do with a job."""
+
+    id: int
+    command: str
+    job_id: int
+    asked_by: str
+
+
+_ATTEMPT: Final = "number, tag, group_tag, group_index, intended, batch_id, submitted, started, ended, exit_code, reason, missed, held"
+_JOB: Final = (
+    "SELECT jobs.id AS id, owner, definition, state, previous_state, intent, sequence, changed, message,"
+    f" retries_used, failures, due, failed_state, plan, {_ATTEMPT}"
+    " FROM jobs LEFT JOIN attempts ON attempts.job_id = jobs.id AND attempts.number = jobs.attempt"
+)
+
+
+class Reader:
+    """Answer questions about the jobs of one store. Raises StoreUnusable."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise StoreUnusable(f"{path}: there is no store yet; `edgecore run SITE.toml` makes it")
+        self._connection = connect(path, read_only=True)
+        self._connection.row_factory = sqlite3.Row
+        try:
+            found = migrations.version(self._connection)
+        except sqlite3.Error as error:
+            self.close()
+            raise StoreUnusable(f"{path}: {error}; restore it from a backup") from error
+        if found != migrations.VERSION:
+            self.close()
+            raise StoreUnusable(
+                f"{path} has schema {found} and this edgecore knows {migrations.VERSION}; "
+                "use the edgecore that the service uses, or run the service once to upgrade the store"
+            )
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._connection.close()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------------------ jobs
+
+    def job(self, job_id: int) -> Job | None:
+        """Return a job by our own id."""
+        row = self._connection.execute(f"{_JOB} WHERE jobs.id = ?", (job_id,)).fetchone()
+        return None if row is None else _job(row)
+
+    def find(self, public_id: str | int, *, owner: str | None = None) -> tuple[Job, ...]:
+        """Return the jobs that somebody may mean by *public_id*: the sender's id, else ours."""
+        rows = self._connection.execute(
+            f"{_JOB} WHERE sender_id = ? AND (? IS NULL OR owner = ?) ORDER BY jobs.id",
+            (str(public_id), owner, owner),
+        ).fetchall()
+        if not rows and str(public_id).isdecimal() and int(public_id) < 2**63:
+            rows = self._connection.execute(
+                f"{_JOB} WHERE jobs.id = ? AND (? IS NULL OR owner = ?)", (int(public_id), owner, owner)
+            ).fetchall()
+        return tuple(_job(row) for row in rows)
+
+    def taken_as(self, identity: str) -> int | None:
+        """Return the id of the job that a delivery with this identity became."""
+        row = self._connection.execute("SELECT job_id FROM inbox WHERE identity = ?", (identity,)).fetchone()
+        return None if row is None else int(row[0])
+
+    def active(self) -> Iterator[Job]:
+        """Yield every job in which the service has something left to do, oldest first."""
+        for row in self._connection.execute(f"{_JOB} WHERE settled = 0 ORDER BY jobs.id"):
+            yield _job(row)
+
+    def latest(self, limit: int, *, states: Sequence[JobState] = ()) -> tuple[Job, ...]:
+        """Return up to *limit* jobs, newest first, in any of *states* or in any state at all."""
+        if not states:
+            rows = self._connection.execute(f"{_JOB} ORDER BY jobs.id DESC LIMIT ?", (limit,)).fetchall()
+            return tuple(_job(row) for row in rows)
+        jobs = [
+            _job(row)
+            for state in states
+            for row in self._connection.execute(
+                f"{_JOB} WHERE state = ? ORDER BY jobs.id DESC LIMIT ?", (state, limit)
+            )
+        ]
+        return tuple(sorted(jobs, key=lambda job: job.id, reverse=True)[:limit])
+
+    def counts(self) -> Mapping[JobState, int]:
+        """Return how many jobs there are in each state."""
+        rows = self._connection.execute("SELECT state, count(*) FROM jobs GROUP BY state")
+        return {JobState(state): number for state, number in rows}
+
+    def to_clean(self, before: int, limit: int) -> tuple[tuple[int, JobState], ...]:
+        """Return settled jobs last changed *before* that time whose directories are still kept."""
+        rows = self._connection.execute(
+            "SELECT id, state FROM jobs WHERE settled = 1 AND kept = 1 AND changed < ? ORDER BY changed LIMIT ?",
+            (before, limit),
+        )
+        return tuple((int(number), JobState(state)) for number, state in rows)
+
+    # --------------------------------------------------------------------- about one job
+
+    def history(self, job_id: int) -> tuple[HistoryEntry, ...]:
+        """Return every status that a job has had, in order."""
+        rows = self._connection.execute(
+            "SELECT sequence, time, state, attempt, message FROM history WHERE job_id = ? ORDER BY sequence",
+            (job_id,),
+        )
+        return tuple(HistoryEntry(**{**dict(row), "state": JobState(row["state"])}) for row in rows)
+
+    def attempts(self, job_id: int) -> tuple[Attempt, ...]:
+        """Return every attempt of a job, in order."""
+        rows = self._connection.execute(
+            f"SELECT {_ATTEMPT} FROM attempts WHERE job_id = ? ORDER BY number", (job_id,)
+        )
+        return tuple(_attempt(row) for row in rows)
+
+    def transfers(self, job_id: int) -> tuple[TransferRecord, ...]:
+        """Return the finished transfers of a job, in order."""
+        rows = self._connection.execute(
+            "SELECT direction, url, started, ended, files, size_bytes, verified FROM transfers"
+            " WHERE job_id = ? ORDER BY id",
+            (job_id,),
+        )
+        return tuple(TransferRecord(**dict(row)) for row in rows)
+
+    # ------------------------------------------------------------------------- the rest
+
+    def outbox(self, after: int, limit: int) -> tuple[OutboxEntry, ...]:
+        """Return messages that the broker has not confirmed, in the order they were written."""
+        rows = self._connection.execute(
+            "SELECT id, job_id, exchange, key, body FROM outbox WHERE id > ? ORDER BY id LIMIT ?",
+            (after, limit),
+        )
+        return tuple(OutboxEntry(**dict(row)) for row in rows)
+
+    def requests(self, after: int) -> tuple[Request, ...]:
+        """Return what operators asked for after the request with that id, in order."""
+        rows = self._connection.execute(
+            "SELECT id, command, job_id, asked_by FROM requests WHERE id > ? ORDER BY id", (after,)
+        )
+        return tuple(Request(**dict(row)) for row in rows)
+
+    def application(self, name: str) -> Application | None:
+        """Return an entry of the catalogue."""
+        row = self._connection.execute("SELECT entry FROM applications WHERE name = ?", (name,)).fetchone()
+        return None if row is None else _application(name, row[0])
+
+    def applications(self) -> tuple[Application, ...]:
+        """Return the catalogue, by name."""
+        rows = self._connection.execute("SELECT name, entry FROM applications ORDER BY name")
+        return tuple(_application(name, entry) for name, entry in rows)
+
+
+def _application(name: str, entry: str) -> Application:
+    return serial.structure(Application, json.loads(entry), source=f"application {name} in the store")
+
+
+def _job(row: sqlite3.Row) -> Job:
+    source = f"job {row['id']} in the store"
+    plan = row["plan"]
+    return Job(
+        id=row["id"],
+        owner=row["owner"],
+        definition=serial.structure(JobDefinition, json.loads(row["definition"]), source=source),
+        state=JobState(row["state"]),
+        previous_state=None if row["previous_state"] is None else JobState(row["previous_state"]),
+        intent=Intent(row["intent"]),
+        sequence=row["sequence"],
+        changed=row["changed"],
+        message=row["message"],
+        attempt=None if row["number"] is None else _attempt(row),
+        retries_used=row["retries_used"],
+        failures=row["failures"],
+        due=row["due"],
+        failed_state=None if row["failed_state"] is None else JobState(row["failed_state"]),
+        plan=None if plan is None else serial.structure(Plan, json.loads(plan), source=source),
+    )
+
+
+def _attempt(row: sqlite3.Row) -> Attempt:
+    values: dict[str, Any] = {name: row[name] for name in _ATTEMPT.split(", ")}
+    values["index"] = values.pop("group_index")
+    values["held"] = bool(values["held"])
+    return Attempt(**values)
