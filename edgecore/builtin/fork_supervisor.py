@@ -205,7 +205,7 @@ class Supervisor:
                 busy = has_work(self._database)
             except sqlite3.OperationalError as error:  # disk full, locked: jobs go on meanwhile
                 _say(f"the spool's database cannot be used, trying again: {error}")
-                self._wait(_RETRY_S)
+                self._bell.wait(_RETRY_S)  # not on the jobs: one that has ended would not let us sleep
                 continue
             now = _since_boot_s()
             idle_since = now if busy else idle_since
