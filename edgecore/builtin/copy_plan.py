@@ -1,0 +1,234 @@
+"""Look at a tree without following a link, and say what of it is to be copied.
+
+The plan is made before anything moves, so that a tree that holds what cannot be copied (a link
+that leaves it, a socket) is refused as a whole, by name.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from attrs import Factory, define, frozen
+
+from edgecore.errors import TransferInterrupted, TransferRefused
+
+__all__ = [
+    "READ_DIRECTORY",
+    "Directory",
+    "File",
+    "Link",
+    "Parts",
+    "Plan",
+    "enter",
+    "explained",
+    "part_name",
+    "plan_file",
+    "plan_tree",
+    "shown",
+]
+
+READ_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+Parts: TypeAlias = tuple[str, ...]
+"""The names on the way from the root of a tree."""
+
+_PART_ENDING: Final = ".edgecore-part"
+_NAME_LIMIT_BYTES: Final = 255
+_LINKS_LIMIT: Final = 40
+_NAMED_LIMIT: Final = 5
+_PERMANENT: Final = frozenset(
+    {
+        errno.EACCES,
+        errno.EFBIG,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EPERM,
+        errno.EROFS,
+    }
+)
+
+
+@frozen
+class File:
+    """A file to copy; *source* is its name where it is read, *name* where it is written."""
+
+    name: str
+    source: str
+    size_bytes: int
+
+
+@frozen
+class Link:
+    """A symbolic link whose target stays inside the tree."""
+
+    name: str
+    target: str
+    changed_ns: int
+
+
+@define
+class Directory:
+    """A directory with what it holds, except its own directories."""
+
+    parts: Parts
+    mode: int
+    changed_ns: int
+    files: list[File] = Factory(list)
+    links: list[Link] = Factory(list)
+
+
+@define
+class Plan:
+    """Everything to copy; a directory comes after the one that holds it, the root first."""
+
+    directories: list[Directory] = Factory(list)
+    size_bytes: int = 0
+
+
+def shown(name: str | Path) -> str:
+    """Write a name for people: bytes that are no text, and control characters, become escapes."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def part_name(name: str) -> str:
+    """Return the temporary name for *name*: always the same, and never too long."""
+    part = f".{name}{_PART_ENDING}"
+    if len(os.fsencode(part)) <= _NAME_LIMIT_BYTES:
+        return part
+    return f".{hashlib.sha256(os.fsencode(name)).hexdigest()}{_PART_ENDING}"
+
+
+@contextmanager
+def explained(asked: str, *, transient: frozenset[int] = frozenset()) -> Iterator[None]:
+    """Turn an error of the system into TransferRefused or, for what may pass, TransferInterrupted."""
+    try:
+        yield
+    except OSError as error:
+        words = f"cannot {asked}: {os.strerror(error.errno or 0)}"
+        if error.errno in _PERMANENT - transient:
+            raise TransferRefused(words) from error
+        raise TransferInterrupted(words) from error
+
+
+def enter(root: int, parts: Parts) -> int:
+    """Open the directory *parts* below *root*, following no link; the caller closes it."""
+    here = os.open(".", READ_DIRECTORY, dir_fd=root)
+    for name in parts:
+        try:
+            here, above = os.open(name, READ_DIRECTORY, dir_fd=here), here
+        except OSError:
+            os.close(here)
+            raise
+        os.close(above)
+    return here
+
+
+def plan_file(source: str, name: str, directory: int) -> Plan:
+    """Plan to copy one file of *directory* to *name*."""
+    with explained(f"read {shown(source)}"):
+        found = os.stat(source, dir_fd=directory, follow_symlinks=False)
+    holder = Directory((), 0, 0, [File(name, source, found.st_size)])
+    return Plan([holder], found.st_size)
+
+
+def plan_tree(root: int, beat: Callable[[], None]) -> Plan:
+    """Plan to copy the tree at *root*; *beat* is called for each name that is looked at.
+
+    Raises TransferRefused, naming what cannot be copied.
+    """
+    plan, problems = Plan(), list[str]()
+    todo: list[tuple[Parts, os.stat_result]] = [((), os.fstat(root))]
+    while todo:
+        parts, info = todo.pop()
+        directory = Directory(parts, stat.S_IMODE(info.st_mode) & 0o777, info.st_mtime_ns)
+        plan.directories.append(directory)
+        with explained(
+            f"list {shown('/'.join(parts) or '.')}",
+            transient=frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP}),
+        ):
+            opened = enter(root, parts)
+            try:
+                with os.scandir(opened) as entries:
+                    for entry in entries:
+                        beat()
+                        _sort_in(entry, directory, plan, todo, problems, opened)
+            finally:
+                os.close(opened)
+    problems += _links_that_leave(plan)
+    if problems:
+        more = len(problems) - _NAMED_LIMIT
+        raise TransferRefused(
+            "nothing was copied: "
+            + "; ".join(problems[:_NAMED_LIMIT])
+            + (f"; and {more} more" if more > 0 else "")
+        )
+    return plan
+
+
+def _sort_in(
+    entry: os.DirEntry[str],
+    directory: Directory,
+    plan: Plan,
+    todo: list[tuple[Parts, os.stat_result]],
+    problems: list[str],
+    opened: int,
+) -> None:
+    name, info = entry.name, entry.stat(follow_symlinks=False)
+    if stat.S_ISDIR(info.st_mode):
+        todo.append(((*directory.parts, name), info))
+    elif stat.S_ISLNK(info.st_mode):
+        target = os.readlink(name, dir_fd=opened)
+        directory.links.append(Link(name, target, info.st_mtime_ns))
+    elif not stat.S_ISREG(info.st_mode):
+        path = shown("/".join((*directory.parts, name)))
+        problems.append(f"{path} is a socket, FIFO or device; remove it, or move it out of the tree")
+    elif not (name.startswith(".") and name.endswith(_PART_ENDING)):  # ours, of a copy to here
+        directory.files.append(File(name, name, info.st_size))
+        plan.size_bytes += info.st_size
+
+
+def _links_that_leave(plan: Plan) -> list[str]:
+    targets = {
+        (*directory.parts, link.name): link.target
+        for directory in plan.directories
+        for link in directory.links
+    }
+    return [
+        f"the link {shown('/'.join(parts))} -> {shown(target)} leaves the tree; copy what it leads to instead"
+        for parts, target in targets.items()
+        if not _stays(parts[:-1], target, targets)
+    ]
+
+
+def _stays(here: Parts, target: str, targets: dict[Parts, str]) -> bool:
+    """Tell whether a link's target, read in *here*, stays below the root at every step."""
+    todo, place, followed = target.split("/")[::-1], list(here), 0
+    if target.startswith("/"):
+        return False
+    while todo:
+        name = todo.pop()
+        if name == "..":
+            if not place:
+                return False
+            place.pop()
+        elif name not in ("", "."):
+            place.append(name)
+            further = targets.get(tuple(place))
+            if further is not None:
+                followed += 1
+                if further.startswith("/") or followed > _LINKS_LIMIT:
+                    return False
+                place.pop()
+                todo += further.split("/")[::-1]
+    return True

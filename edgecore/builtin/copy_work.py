@@ -1,0 +1,317 @@
+"""Copy a planned tree file by file, in threads that one thread watches.
+
+The calling thread only watches: it tells *progress* how far the copy is, stops it when *progress*
+raises, and gives up when nothing moves, even if the system never returns from a read. The copying
+threads take batches of files: the disk gets to work on every file of a batch before the first
+sync waits, and the files get their final names together.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+from attrs import Factory, define, field, frozen
+
+from edgecore.builtin.copy_file import READ_FILE, Hand, make_link, open_part
+from edgecore.builtin.copy_plan import Directory, File, Parts, Plan, enter, explained, part_name, shown
+from edgecore.errors import TransferInterrupted
+from edgecore.models import TransferProgress, TransferReport, TransferUpdate
+
+__all__ = ["Copier", "Limits", "Tally"]
+
+_BATCH_FILES: Final = 64
+_BATCH_BYTES: Final = 64 * 1024 * 1024
+_BEAT_S: Final = 0.5
+_ENDING_S: Final = 30.0
+"""How long a stopped copy is waited for; one that hangs in the system ends when that lets it go."""
+_CHANGED: Final = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO})
+_GONE: Final = frozenset({errno.ENOENT})
+
+
+@frozen(kw_only=True)
+class Limits:
+    """How a copy is made."""
+
+    compare: bool
+    no_progress_s: float
+    streams: int
+
+
+class _Halted(Exception):  # not an EdgeError: it never leaves this module
+    """Ends a copying thread whose work is no longer wanted."""
+
+
+@define
+class Tally:
+    """How far a copy is; every thread writes here, and learns here that it must end."""
+
+    files: int = 0
+    skipped_files: int = 0
+    size_bytes: int = 0
+    total_bytes: int | None = None
+    current: str = ""
+    beats: int = 0
+    halted: bool = False
+    _lock: threading.Lock = field(factory=threading.Lock)
+
+    def beat(self, moved_bytes: int = 0) -> None:
+        """Note that the copy lives and that *moved_bytes* more are right at the destination."""
+        with self._lock:
+            self.beats += 1
+            self.size_bytes += moved_bytes
+        if self.halted:
+            raise _Halted
+
+    def arrived(self, *, skipped: bool) -> None:
+        """Note that one more file, or link, stands under its final name."""
+        with self._lock:
+            self.files += 1
+            self.skipped_files += skipped
+        self.beat()
+
+    def update(self) -> TransferUpdate:
+        """Say how far the copy is."""
+        return TransferUpdate(
+            files=self.files, size_bytes=self.size_bytes, total_bytes=self.total_bytes, current=self.current
+        )
+
+
+@define
+class _Batch:
+    """Some files of one directory, and those of them that wait for their final names."""
+
+    source: int
+    hand: Hand
+    parts: Parts
+    waiting: list[tuple[File, int]] = Factory(list)
+
+
+@define
+class Copier:
+    """Copy from one directory, given as descriptor, to another; the names are for messages."""
+
+    source: int
+    target: int
+    source_name: str
+    target_name: str
+    limits: Limits
+    tally: Tally = Factory(Tally)
+
+    def run(self, plan: Callable[[Copier], Plan], progress: TransferProgress) -> TransferReport:
+        """Plan and copy; raise what `Transfer.fetch` says, and whatever *progress* raises."""
+        ended, errors = threading.Event(), list[BaseException]()
+        # The copying threads own their descriptors: they may outlive this call when a read hangs.
+        self.source, self.target = os.dup(self.source), os.dup(self.target)
+
+        def work() -> None:
+            try:
+                self._copy(plan(self))
+            except BaseException as error:  # handed to the calling thread, which raises it
+                errors.append(error)
+            finally:
+                os.close(self.source)
+                os.close(self.target)
+                ended.set()
+
+        threading.Thread(target=work, name="copy", daemon=True).start()
+        try:
+            self._watch(ended, progress)
+        except BaseException:
+            self.tally.halted = True
+            ended.wait(_ENDING_S)
+            raise
+        if errors:
+            raise errors[0]
+        progress(self.tally.update())
+        return TransferReport(
+            files=self.tally.files,
+            size_bytes=self.tally.size_bytes,
+            skipped_files=self.tally.skipped_files,
+            verified="bytes" if self.limits.compare else "size",
+        )
+
+    def _watch(self, ended: threading.Event, progress: TransferProgress) -> None:
+        beats, moved = -1, time.monotonic()
+        while True:
+            progress(self.tally.update())
+            if ended.wait(min(_BEAT_S, self.limits.no_progress_s)):
+                return
+            if beats != self.tally.beats:
+                beats, moved = self.tally.beats, time.monotonic()
+            elif time.monotonic() - moved >= self.limits.no_progress_s:
+                raise TransferInterrupted(
+                    f"nothing moved from {self.source_name} to {self.target_name} for "
+                    f"{self.limits.no_progress_s:g} s (last: {self.tally.current}); is a file system hanging?"
+                )
+
+    # ------------------------------------------------------------------------- the whole
+
+    def _copy(self, plan: Plan) -> None:
+        self.tally.total_bytes = plan.size_bytes
+        for directory in plan.directories[1:]:
+            self._make(directory)
+        self._share(_batches(plan))
+        for directory in plan.directories:
+            self._link(directory)
+        for directory in reversed(plan.directories[1:]):  # what is inside first: it changes times
+            with self._into(directory.parts) as opened:
+                os.fchmod(opened, directory.mode)
+                os.utime(opened, ns=(directory.changed_ns, directory.changed_ns))
+        for directory in reversed(plan.directories):
+            self.tally.beat()
+            with self._into(directory.parts) as opened:
+                os.fsync(opened)
+
+    def _share(self, batches: Iterator[tuple[Directory, list[File]]]) -> None:
+        """Copy the batches in several threads; raise the first error when all have ended."""
+        lock, errors = threading.Lock(), list[BaseException]()
+
+        def drain() -> None:
+            try:
+                while True:
+                    with lock:
+                        directory, files = next(batches, (None, []))
+                    if directory is None:
+                        return
+                    self._copy_batch(directory, files)
+            except BaseException as error:
+                errors.append(error)
+                self.tally.halted = True
+
+        threads = [
+            threading.Thread(target=drain, name="copy", daemon=True) for _ in range(self.limits.streams - 1)
+        ]
+        for thread in threads:
+            thread.start()
+        drain()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
+
+    # ------------------------------------------------------------------------ directories
+
+    @contextmanager
+    def _into(self, parts: Parts) -> Iterator[int]:
+        """Open a directory of the destination, explaining errors by its name."""
+        with explained(f"write to {self._there(parts)}", transient=_GONE):
+            opened = enter(self.target, parts)
+            try:
+                yield opened
+            finally:
+                os.close(opened)
+
+    def _make(self, directory: Directory) -> None:
+        self.tally.beat()
+        *above, name = directory.parts
+        with self._into(tuple(above)) as holder, suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=holder)
+            return
+        with self._into(directory.parts) as opened:  # refused here when it is a link or a file
+            mode = stat.S_IMODE(os.fstat(opened).st_mode)
+            if mode & 0o700 != 0o700:  # a former call had already given it its final mode
+                os.fchmod(opened, mode | 0o700)
+
+    def _link(self, directory: Directory) -> None:
+        if not directory.links:
+            return
+        with self._into(directory.parts) as holder:
+            for link in directory.links:
+                here = self._there((*directory.parts, link.name))
+                with explained(f"make the link {here}", transient=_GONE):
+                    self.tally.arrived(skipped=make_link(link.name, link.target, link.changed_ns, holder))
+
+    def _here(self, parts: Iterable[str]) -> str:
+        return "/".join((self.source_name, *map(shown, parts)))
+
+    def _there(self, parts: Iterable[str]) -> str:
+        return "/".join((self.target_name, *map(shown, parts)))
+
+    # ------------------------------------------------------------------------------ files
+
+    def _copy_batch(self, directory: Directory, files: list[File]) -> None:
+        parts = directory.parts
+        with self._into(parts) as target:
+            with explained(f"read {self._here(parts)}", transient=_CHANGED):
+                source = enter(self.source, parts)
+            batch = _Batch(source, Hand(target, self.limits.compare, self.tally.beat), parts)
+            try:
+                for file in files:
+                    self._copy_file(batch, file)
+                self._publish(batch)
+            finally:
+                for _, opened in batch.waiting:
+                    os.close(opened)
+                os.close(source)
+
+    def _copy_file(self, batch: _Batch, file: File) -> None:
+        here, there = self._here((*batch.parts, file.source)), self._there((*batch.parts, file.name))
+        self.tally.current = shown("/".join((*batch.parts, file.name)))
+        with explained(f"read {here}", transient=_CHANGED):
+            source = os.open(file.source, READ_FILE, dir_fd=batch.source)
+        try:
+            before = os.fstat(source)
+            if not stat.S_ISREG(before.st_mode):
+                raise TransferInterrupted(f"{here} was a file when the copy began, and is none now")
+            with explained(f"copy to {there}", transient=_CHANGED):
+                if batch.hand.is_right(source, before, file.name, there):
+                    self.tally.beat(before.st_size)
+                    self.tally.arrived(skipped=True)
+                    return
+                part = open_part(part_name(file.name), batch.hand.holder, there)
+                batch.waiting.append((file, part))
+                batch.hand.fill(source, part, before, there)
+            if _identity(before) != _identity(os.fstat(source)):
+                raise TransferInterrupted(f"{here} changed while it was copied; try when it is complete")
+        finally:
+            os.close(source)
+
+    def _publish(self, batch: _Batch) -> None:
+        """Sync what was written, then give each file its final name."""
+        for file, part in batch.waiting:
+            with explained(f"sync {self._there((*batch.parts, file.name))}"):
+                os.fsync(part)
+            self.tally.beat()
+        for file, part in batch.waiting:
+            there = self._there((*batch.parts, file.name))
+            with explained(f"rename to {there}", transient=_GONE):
+                os.rename(
+                    part_name(file.name),
+                    file.name,
+                    src_dir_fd=batch.hand.holder,
+                    dst_dir_fd=batch.hand.holder,
+                )
+                now = os.stat(file.name, dir_fd=batch.hand.holder, follow_symlinks=False)
+            if not os.path.samestat(now, os.fstat(part)):
+                raise TransferInterrupted(
+                    f"{there} was exchanged while it was copied; who else writes there?"
+                )
+            self.tally.arrived(skipped=False)
+
+
+# ---------------------------------------------------------------------------------- helpers
+
+
+def _batches(plan: Plan) -> Iterator[tuple[Directory, list[File]]]:
+    """Cut the files of each directory into batches of bounded number and size."""
+    for directory in plan.directories:
+        batch, size = list[File](), 0
+        for file in directory.files:
+            batch.append(file)
+            size += file.size_bytes
+            if len(batch) >= _BATCH_FILES or size >= _BATCH_BYTES:
+                yield directory, batch
+                batch, size = [], 0
+        if batch:
+            yield directory, batch
+
+
+def _identity(info: os.stat_result) -> tuple[int, int, int]:
+    return info.st_size, info.st_mtime_ns, info.st_ctime_ns
