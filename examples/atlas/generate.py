@@ -182,7 +182,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"zmumu-generate: {error}", file=sys.stderr)
         return _EXIT_FAILED
     except Stopped:
-        print("zmumu-generate: stopped by SIGTERM; no output was kept", file=sys.stderr)
+        print(
+            "zmumu-generate: stopped by SIGTERM before the end; what was unfinished is removed",
+            file=sys.stderr,
+        )
         return _EXIT_STOPPED
     return 0
 
@@ -193,7 +196,7 @@ def parser() -> argparse.ArgumentParser:
         prog="zmumu-generate",
         description="Generate pp -> Z/gamma* -> mu+ mu- with PYTHIA 8 and histogram the mass of the pair.",
         epilog="Exit codes: 0 complete; 1 PYTHIA or the file system failed; 2 an argument or the card was "
-        "refused; 143 stopped by SIGTERM. Unless the exit code is 0, there is no histogram file. Example: "
+        "refused; 143 stopped by SIGTERM. The histogram is written last, once all is complete. Example: "
         "generate.py --events 500 --seed 101 --card input/zmumu.cmnd",
         allow_abbrev=False,
     )
