@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from packages import Environment, build_wheel, unpack_wheel
 
+from edgecore import drivers
 from edgecore.drivers import find_driver, list_drivers, open_plugins
-from edgecore.errors import ConfigurationError, DriverNotFound
+from edgecore.errors import ConfigurationError, DriverNotFound, DriverUnusable
 from edgecore.layers import DryRun, Pacing
 
 RUNNING = importlib.metadata.version("edgecore")
@@ -368,6 +369,14 @@ def test_a_known_driver_that_is_not_installed_comes_with_the_package_to_install(
     with pytest.raises(DriverNotFound) as raised:
         find_driver(role, name)
     assert f"to get it: pip install '{provider}'; installed: none" in str(raised.value)
+
+
+def test_a_driver_whose_extra_is_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = importlib.metadata.EntryPoint("amqp", "a_module_that_nobody_has:Broker", "edgecore.messaging")
+    offer = drivers._Offer("messaging", point, "edgecore", RUNNING, "")
+    monkeypatch.setattr(drivers, "_offers", lambda: [offer])
+    with pytest.raises(DriverUnusable, match=r"nobody_has': pip install 'edgecore\[rabbitmq\]'$"):
+        find_driver("messaging", "amqp")
 
 
 def test_the_core_offers_its_own_drivers_and_layers_through_the_same_door() -> None:
