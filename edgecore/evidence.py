@@ -105,17 +105,22 @@ def decide(
 def _running(
     token: Token, seen: Observation | None, silent_for: int, now: int, patience: Patience
 ) -> Decision:
-    if seen is not None and seen.batch_id != token.batch_id:
-        seen = None  # an answer about another submission of the same script says nothing of this execution
+    if seen is not None and (seen.batch_id != token.batch_id or _is_of_former(token, seen, patience)):
+        seen = None  # an answer about another execution of the same script says nothing of this one
     if seen is not None and seen.state is not NativeState.ENDED:
         return Decision(Finding.ALIVE)
+    if seen is not None and silent_for < patience.grace:
+        return Decision(Finding.QUIET)
     if seen is not None:
-        of_former = seen.ended is not None and seen.ended + patience.clock_skew < token.since
-        if of_former or silent_for < patience.grace:
-            return Decision(Finding.QUIET)
         return Decision(Finding.FENCE, seen.reason or "ended without an end record", seen.exit_code)
     if now - token.since >= patience.walltime and silent_for >= patience.grace:
         return Decision(Finding.FENCE, "its walltime has passed and the batch system does not know it")
     if silent_for >= patience.lost_after:
         return Decision(Finding.LOST, "it started, wrote no end, and the batch system does not know it")
     return Decision(Finding.QUIET)
+
+
+def _is_of_former(token: Token, seen: Observation, patience: Patience) -> bool:
+    """Tell whether *seen* is the end of an execution before the one that took the token."""
+    ended = seen.ended if seen.state is NativeState.ENDED else None
+    return ended is not None and ended + patience.clock_skew < token.since
