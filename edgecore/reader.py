@@ -6,6 +6,7 @@ thread.
 
 from __future__ import annotations
 
+import functools
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -143,13 +144,17 @@ class Reader:
         rows = self._connection.execute("SELECT state, count(*) FROM jobs GROUP BY state")
         return {JobState(state): number for state, number in rows}
 
-    def to_clean(self, before: int, limit: int) -> tuple[tuple[int, JobState], ...]:
-        """Return settled jobs last changed *before* that time whose directories are still kept."""
+    def to_clean(self, before: int, limit: int, *, failed: bool) -> tuple[int, ...]:
+        """Return settled jobs last changed *before* that time whose directories are still kept.
+
+        With *failed* only those that an operator may still want to retry, else only the others.
+        """
         rows = self._connection.execute(
-            "SELECT id, state FROM jobs WHERE settled = 1 AND kept = 1 AND changed < ? ORDER BY changed LIMIT ?",
-            (before, limit),
+            "SELECT id FROM jobs WHERE settled = 1 AND kept = 1 AND changed < ? AND (state = ?) = ?"
+            " ORDER BY changed LIMIT ?",
+            (before, JobState.JOB_FAILED, failed, limit),
         )
-        return tuple((int(number), JobState(state)) for number, state in rows)
+        return tuple(int(row[0]) for row in rows)
 
     # --------------------------------------------------------------------- about one job
 
@@ -199,12 +204,17 @@ class Reader:
         row = self._connection.execute("SELECT entry FROM applications WHERE name = ?", (name,)).fetchone()
         return None if row is None else _application(name, row[0])
 
+    def application_names(self) -> tuple[str, ...]:
+        """Return the names in the catalogue."""
+        return tuple(row[0] for row in self._connection.execute("SELECT name FROM applications"))
+
     def applications(self) -> tuple[Application, ...]:
         """Return the catalogue, by name."""
         rows = self._connection.execute("SELECT name, entry FROM applications ORDER BY name")
         return tuple(_application(name, entry) for name, entry in rows)
 
 
+@functools.lru_cache(maxsize=256)
 def _application(name: str, entry: str) -> Application:
     return serial.structure(Application, json.loads(entry), source=f"application {name} in the store")
 

@@ -192,7 +192,7 @@ def _problems(error: BaseException, path: str, cls: object) -> Iterator[Problem]
                 item.type,
             )
     elif isinstance(error, ForbiddenExtraKeysError):
-        known = [field.name for field in attrs.fields(error.cl)]
+        known = [field.name for field in attrs.fields(error.cl) if field.init]
         for key in sorted(error.extra_fields):
             where = f"{path}.{key}" if path else str(key)
             yield Problem(shorten(where)[1:-1], "", f"unknown key{nearest(str(key), known)}")

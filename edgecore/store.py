@@ -186,6 +186,10 @@ class Store:
         self._connection.close()
         os.close(self._lock)
 
+    def now(self) -> int:
+        """Return the time by the clock of this store, microseconds UTC."""
+        return self._clock.now()
+
     def new_id(self) -> int:
         """Return an id for a new job: the time in microseconds, or the last one plus 1."""
         with self._id_lock:
@@ -222,6 +226,16 @@ class Store:
 
         def write(connection: sqlite3.Connection) -> None:
             connection.execute("UPDATE jobs SET intent = ? WHERE id = ?", (intent, job_id))
+
+        return self._hand(write)
+
+    def note(self, job: Job, message: str) -> Future[None]:
+        """Note for people what a job is doing, if it is still where it was."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "UPDATE jobs SET message = ? WHERE id = ? AND sequence = ?", (message, job.id, job.sequence)
+            )
 
         return self._hand(write)
 

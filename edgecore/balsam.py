@@ -1,0 +1,551 @@
+"""Run jobs at one site: the actions behind each state of a job.
+
+Every action may be run again after a crash at any point, and decides nothing by what it remembers:
+only by the job as committed, the token of its attempt and the batch system's answers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from attrs import define, evolve, field
+
+from edgecore import applications, batch, commands, serial
+from edgecore.clock import Clock, iso, microseconds
+from edgecore.config import SiteConfig
+from edgecore.drivers import SchedulingRelay, TransferRelay
+from edgecore.engine import Engine, Graph, Outcome, Step, Watch
+from edgecore.errors import ActionFailed, SchedulerUnavailable, TransferRefused, TransferStopped
+from edgecore.evidence import Patience
+from edgecore.models import (
+    Application,
+    Attempt,
+    Group,
+    Job,
+    JobState,
+    Plan,
+    Refusal,
+    Refused,
+    Submission,
+    SubmissionAnswer,
+    Submitted,
+    TransferProgress,
+    TransferReport,
+    TransferUpdate,
+)
+from edgecore.settings import find_configuration
+from edgecore.states import AT_BATCH_SYSTEM, RESUMES_AT
+from edgecore.store import Change, Store, TransferRecord
+from edgecore.watching import Watching
+
+__all__ = ["Actions"]
+
+log = logging.getLogger(__name__)
+S = JobState
+
+LANES: Final = ("staging", "processing", "submitting", "observing")
+_NOTE_EVERY_S: Final = 5.0
+
+
+@define(eq=False, kw_only=True)
+class Actions:
+    """What Balsam does with a job, state by state."""
+
+    config: SiteConfig
+    store: Store
+    scheduling: SchedulingRelay
+    transfers: Mapping[str, TransferRelay]
+    """Prefix -> the driver that is configured for it."""
+    catalogue: Callable[[str], Application | None]
+    clock: Clock = field(factory=Clock)
+    engine: Engine = field(init=False)
+    """Set by who makes the engine from our graph."""
+
+    # -------------------------------------------------------------------------- the graph
+
+    def graph(self) -> Graph:
+        """Return the way of a job through this site."""
+        profile = self.scheduling.profile
+        watching = Watching(
+            scheduling=self.scheduling,
+            work=self.config.work_directory,
+            clock=self.clock,
+            patience=self._patience,
+            alarm=lambda subject, message: self.engine.raise_alarm(subject, message),
+            clear=lambda subject, message: self.engine.clear_alarm(subject, message),
+        )
+        return Graph(
+            steps={
+                S.CREATED: Step(
+                    lane="staging",
+                    action=self._each(self._stage_in),
+                    failed=S.STAGE_IN_FAILED,
+                    instant=self._no_input,
+                ),
+                S.STAGED_IN: Step(
+                    lane="processing", action=self._each(self._preprocess), failed=S.PREPROCESS_FAILED
+                ),
+                S.PREPROCESSED: Step(
+                    lane="submitting",
+                    action=self._submit,
+                    failed=S.SUBMIT_FAILED,
+                    alike=self._alike,
+                    largest=profile.max_group,
+                    room=self._room if self.config.limits.max_queued else None,
+                ),
+                S.EXECUTION_FINISHED: Step(
+                    lane="processing",
+                    action=self._each(self._postprocess),
+                    failed=S.POSTPROCESS_FAILED,
+                    instant=self._no_postprocess,
+                ),
+                S.EXECUTION_FAILED: Step(
+                    lane="staging",
+                    action=self._each(self._stage_out_failed),
+                    failed=S.JOB_FAILED,
+                    instant=self._after_failure,
+                ),
+                S.POSTPROCESSED: Step(
+                    lane="staging",
+                    action=self._each(self._stage_out),
+                    failed=S.STAGE_OUT_FAILED,
+                    instant=self._no_output,
+                ),
+                S.STAGED_OUT: Step(
+                    lane="staging",
+                    action=self._each(self._finish),
+                    failed=S.JOB_FAILED,
+                    instant=self._finished,
+                ),
+            },
+            watch=Watch(
+                states=AT_BATCH_SYSTEM | {S.SUBMITTING},
+                look=watching.look,
+                interval_s=self.config.timing.poll_interval_s or profile.poll_interval_s,
+            ),
+            cancelled=self._cancelled,
+            give_up=self.give_up,
+        )
+
+    def lanes(self) -> Mapping[str, int]:
+        """Return how many threads each lane has."""
+        limits = self.config.limits
+        threads = (limits.staging, limits.processing, self.scheduling.profile.parallel_submits, 1)
+        return dict(zip(LANES, threads, strict=True))
+
+    def _each(self, action: Callable[[Job], Outcome]) -> Callable[[Sequence[Job]], Mapping[int, Outcome]]:
+        return lambda jobs: {job.id: action(job) for job in jobs}
+
+    def _patience(self, job: Job) -> Patience:
+        timing = self.config.timing
+        walltime_s = job.definition.wall_time_minutes * 60 + timing.walltime_margin_s
+        return Patience(
+            grace=round(timing.grace_s * 1e6),
+            lost_after=round(timing.lost_after_s * 1e6),
+            walltime=round(walltime_s * 1e6),
+        )
+
+    # ------------------------------------------------------------------------- both ends
+
+    def give_up(self, job: Job, failed: JobState, reason: str, attempt: Attempt | None = None) -> Change:
+        """End a job at a step that failed for good; *attempt* replaces what is known of its latest."""
+        if job.state is S.EXECUTION_FAILED:
+            message = f"{job.message}; and its output was not staged out: {reason}"
+            return Change(job, (job.moved(S.JOB_FAILED, self.clock.now(), message),))
+        at = job.moved(failed, self.clock.now(), reason, failed_state=failed, attempt=attempt)
+        return Change(job, (at, at.moved(S.JOB_FAILED, self.clock.now(), reason)))
+
+    def retry(self, job: Job) -> Change | str:
+        """Return the change that resumes a job where it failed, or why that cannot be."""
+        now = self.clock.now()
+        if job.state is S.JOB_FAILED and job.failed_state is not None:
+            return Change(job, (job.moved(RESUMES_AT[job.failed_state], now, "retried by an operator"),))
+        if job.state is S.SUBMIT_DISABLED:
+            return Change(job, (job.moved(S.PREPROCESSED, now, "retried by an operator"),))
+        if job.state is S.LOST:
+            fenced = self.fence(job)
+            if fenced:
+                ended = job.moved(S.EXECUTION_FAILED, now, "declared dead by an operator")
+                return Change(job, (ended, ended.moved(S.PREPROCESSED, now, "retried by an operator")))
+            return "it has moved on just now; look again"
+        return f"it is {job.state}; a retry is for JOB_FAILED, LOST and SUBMIT_DISABLED"
+
+    def fence(self, job: Job) -> bool:
+        """Take the token of a lost attempt away, on an operator's word that nothing of it lives."""
+        assert job.attempt is not None
+        run = batch.run_directory(self.config.work_directory, job.id, job.attempt.number)
+        token = run.token()
+        if token is None:
+            return run.abandon()
+        if token.state is batch.TokenState.READY:
+            return run.revoke()
+        return token.state is batch.TokenState.RUNNING and run.stop(token)
+
+    def _cancelled(self, job: Job) -> Job | None:
+        return job.moved(S.JOB_CANCELLED, self.clock.now(), "cancelled")
+
+    def _finished(self, job: Job) -> Job:
+        return job.moved(S.JOB_FINISHED, self.clock.now())
+
+    def _finish(self, job: Job) -> Change:
+        return Change(job, (self._finished(job),))
+
+    def _in_time(self, job: Job) -> None:
+        if job.definition.not_after is None:
+            return
+        limit = microseconds(datetime.fromisoformat(job.definition.not_after))
+        if self.clock.now() > limit:
+            raise ActionFailed(f"it was not to be submitted after {iso(limit)}")
+
+    # --------------------------------------------------------------------------- staging
+
+    def _no_input(self, job: Job) -> Job | None:
+        return None if job.definition.input_url else job.moved(S.STAGED_IN, self.clock.now())
+
+    def _no_output(self, job: Job) -> Job | None:
+        return None if job.definition.output_url else job.moved(S.STAGED_OUT, self.clock.now())
+
+    def _stage_in(self, job: Job) -> Change:
+        self._in_time(job)
+        url = job.definition.input_url
+        assert url is not None
+        data = self._data(job)
+        begun = self.clock.now()
+        report = self._relay(url).fetch(url=url, directory=data, progress=self._progress(job, "staging in"))
+        moved = job.moved(S.STAGED_IN, self.clock.now(), _summary(report))
+        return Change(job, (moved,), transfer=self._record("in", url, begun, report))
+
+    def _stage_out(self, job: Job) -> Change:
+        return self._deliver(job, S.STAGED_OUT)
+
+    def _stage_out_failed(self, job: Job) -> Change:
+        """Bring home what a failed job left: its output so far and what it said."""
+        return self._deliver(job, S.JOB_FAILED)
+
+    def _deliver(self, job: Job, state: JobState) -> Change:
+        url = job.definition.output_url
+        assert url is not None
+        begun = self.clock.now()
+        report = self._relay(url).deliver(
+            directory=self._data(job), url=url, progress=self._progress(job, "staging out")
+        )
+        message = job.message if state is S.JOB_FAILED else _summary(report)
+        moved = job.moved(state, self.clock.now(), message, failed_state=job.failed_state)
+        return Change(job, (moved,), transfer=self._record("out", url, begun, report))
+
+    def _relay(self, url: str) -> TransferRelay:
+        for entry in self.config.transfer:
+            if entry.allows(url):
+                return self.transfers[entry.prefix]
+        prefixes = ", ".join(entry.prefix for entry in self.config.transfer) or "none"
+        raise TransferRefused(f"{url} is not below a prefix that this site allows ({prefixes})")
+
+    def _progress(self, job: Job, doing: str) -> TransferProgress:
+        noted = self.clock.monotonic()
+
+        def progress(update: TransferUpdate) -> None:
+            nonlocal noted
+            if self.engine.unwanted(job.id):
+                raise TransferStopped(f"job {job.id}: stopped while {doing}")
+            if self.clock.monotonic() - noted >= _NOTE_EVERY_S:
+                noted = self.clock.monotonic()
+                total = f" of {_bytes(update.total_bytes)}" if update.total_bytes else ""
+                self.store.note(job, f"{doing}: {update.files} files, {_bytes(update.size_bytes)}{total}")
+
+        return progress
+
+    def _record(self, direction: str, url: str, begun: int, report: TransferReport) -> TransferRecord:
+        return TransferRecord(
+            direction=direction,
+            url=url,
+            started=begun,
+            ended=self.clock.now(),
+            files=report.files,
+            size_bytes=report.size_bytes,
+            verified=report.verified,
+        )
+
+    # ------------------------------------------------------------------------ processing
+
+    def _application(self, job: Job) -> Application:
+        application = self.catalogue(job.definition.application)
+        if application is None:
+            raise ActionFailed(f"the application {job.definition.application} is not registered any more")
+        return application
+
+    def _data(self, job: Job) -> Path:
+        data = batch.data_directory(self.config.work_directory, job.id)
+        data.mkdir(parents=True, exist_ok=True)
+        return data
+
+    def _preprocess(self, job: Job) -> Change:
+        self._in_time(job)
+        application = self._application(job)
+        data = self._data(job)
+        if application.preprocess:
+            self._script(job, application, application.preprocess)
+        arguments = self._arguments(job, application, data) if application.config_script else None
+        plan = applications.make_plan(
+            application, job.definition, data, self.config.scheduling.options, arguments=arguments
+        )
+        return Change(job, (job.moved(S.PREPROCESSED, self.clock.now(), plan=plan),))
+
+    def _arguments(self, job: Job, application: Application, data: Path) -> tuple[str, ...]:
+        """Let the operator's config_script build the argument list from the user's file."""
+        assert application.config_script is not None
+        files = []
+        if job.definition.config_file:
+            place = Path(application.directory) if application.directory else None
+            found = find_configuration(job.definition.config_file, data, place)
+            # A copy of ours: nobody can exchange it between our look and the script's.
+            copy = batch.job_directory(self.config.work_directory, job.id) / "config_file"
+            copy.write_bytes(found.content)
+            files = [str(copy)]
+        output = self._script(job, application, application.config_script, *files)
+        return applications.parse_config_script_output(output, application.config_script)
+
+    def _no_postprocess(self, job: Job) -> Job | None:
+        application = self.catalogue(job.definition.application)
+        if application is None or application.postprocess:
+            return None
+        return job.moved(S.POSTPROCESSED, self.clock.now())
+
+    def _postprocess(self, job: Job) -> Change:
+        application = self._application(job)
+        if application.postprocess:
+            self._script(job, application, application.postprocess)
+        return Change(job, (job.moved(S.POSTPROCESSED, self.clock.now()),))
+
+    def _script(self, job: Job, application: Application, program: str, *files: str) -> bytes:
+        """Run an operator's program for a job: argument job.json, then *files*; in its data directory."""
+        description = batch.job_directory(self.config.work_directory, job.id) / "job.json"
+        data = self._data(job)
+        description.write_text(json.dumps(self._description(job), indent=1), encoding="utf-8")
+        result = commands.run(
+            [program, str(description), *files],
+            timeout_s=application.script_timeout_s,
+            environment={**self.config.context.environment, **self._job_environment(job)},
+            directory=data,
+        )
+        if result.exit_code != 0:
+            raise ActionFailed(result.complaint())
+        return result.output
+
+    def _description(self, job: Job) -> Mapping[str, object]:
+        """Return what ``job.json`` holds, as documented for operators' programs."""
+        attempt = job.attempt
+        return {
+            "id": job.id,
+            "owner": job.owner,
+            "state": job.state,
+            "definition": serial.unstructure(job.definition),
+            "data_directory": str(self._data(job)),
+            "attempt": attempt.number if attempt else 0,
+            "batch_id": attempt.batch_id if attempt else None,
+            "exit_code": attempt.exit_code if attempt else None,
+        }
+
+    def _job_environment(self, job: Job) -> Mapping[str, str]:
+        return {
+            "EDGECORE_JOB_ID": str(job.id),
+            "EDGECORE_JOB_NAME": job.name,
+            "EDGECORE_SITE": self.config.site,
+            "EDGECORE_NODES": str(job.definition.num_nodes),
+            "EDGECORE_PROCESSES_PER_NODE": str(job.definition.processes_per_node),
+        }
+
+    # ------------------------------------------------------------------------ submission
+
+    def _alike(self, job: Job) -> Hashable:
+        definition, plan = job.definition, job.plan or Plan()
+        return (
+            definition.application,
+            definition.num_nodes,
+            definition.processes_per_node,
+            definition.wall_time_minutes,
+            definition.queue,
+            definition.project,
+            tuple(sorted((key, str(value)) for key, value in plan.options.items())),
+        )
+
+    def _room(self, counts: Counter[JobState]) -> int:
+        limit = self.config.limits.max_queued
+        assert limit is not None
+        return limit - sum(counts[state] for state in (S.SUBMITTING, S.SUBMITTED, S.QUEUED, S.HELD))
+
+    def _submit(self, jobs: Sequence[Job]) -> Mapping[int, Outcome]:
+        """Commit the intent to submit, submit, and answer with what the batch system said."""
+        outcomes: dict[int, Outcome] = {}
+        intended = self._intend(jobs, outcomes)
+        if not intended:
+            return outcomes
+        group = self._group(intended)
+        try:
+            answers = self.scheduling.submit(group=group)
+        except SchedulerUnavailable as error:
+            log.warning("no clear answer to submitting %s: %s; it will be looked for", group.tag, error)
+            return outcomes
+        for job in intended:
+            assert job.attempt is not None
+            answer = answers.get(job.attempt.tag)
+            outcome = None if answer is None else self._answered(job, answer)
+            if outcome is not None:
+                outcomes[job.id] = outcome
+        return outcomes
+
+    def _intend(self, jobs: Sequence[Job], outcomes: dict[int, Outcome]) -> Sequence[Job]:
+        """Make the tokens, then commit the intents; answers the jobs that may be submitted now."""
+        now = self.clock.now()
+        changes = []
+        for job in jobs:
+            number = (job.attempt.number if job.attempt else 0) + 1
+            try:
+                self._in_time(job)
+                if number > batch.MAX_ATTEMPTS:
+                    raise ActionFailed(f"{batch.MAX_ATTEMPTS} attempts were made")
+                self._prepare(job, number)
+            except ActionFailed as error:
+                outcomes[job.id] = self.give_up(job, S.SUBMIT_FAILED, str(error))
+                continue
+            tag = batch.attempt_tag(job.id, number)
+            attempt = Attempt(number=number, tag=tag, group_tag=tag, intended=now)
+            changes.append(Change(job, (job.moved(S.SUBMITTING, now, attempt=attempt),)))
+        if len(changes) > 1:
+            changes = [_grouped(change, changes[0], index) for index, change in enumerate(changes)]
+        return list(self.engine.commit(changes).values())
+
+    def _prepare(self, job: Job, number: int) -> None:
+        """Make an attempt's directory, with its script and its token."""
+        application = self._application(job)
+        data = self._data(job)
+        for name in (f"stdout.{number}.txt", f"stderr.{number}.txt"):
+            # Whatever a stranger staged in under this name must not receive or redirect the output.
+            try:
+                (data / name).unlink(missing_ok=True)
+            except IsADirectoryError:
+                raise ActionFailed(f"the input has a directory {name}, where the output must go") from None
+        run = batch.run_directory(self.config.work_directory, job.id, number)
+        values = batch.ScriptValues(
+            title=f"site {self.config.site}, job {job.id} ({job.name}), attempt {number}",
+            run=run.path,
+            data=data,
+            attempt=number,
+            batch_id_text=self.scheduling.profile.batch_id_text,
+            restartable=application.restartable,
+            command=self._command(job, application),
+            environment={
+                **self.config.environment.set,
+                **self._job_environment(job),
+                "EDGECORE_ATTEMPT": str(number),
+            },
+            prologue=self.config.script.prologue,
+            epilogue=self.config.script.epilogue,
+        )
+        run.prepare(batch.render_script(values))
+
+    def _command(self, job: Job, application: Application) -> Sequence[str]:
+        definition = job.definition
+        launcher: Sequence[str] = ()
+        if application.launcher is not None:
+            table = self.config.launchers.get(application.launcher)
+            if table is None:
+                raise ActionFailed(
+                    f"the site has no launcher {application.launcher}; see [launchers] in its file"
+                )
+            values = {
+                "{nodes}": definition.num_nodes,
+                "{processes}": definition.num_nodes * definition.processes_per_node,
+                "{processes_per_node}": definition.processes_per_node,
+            }
+            launcher = [str(values.get(argument, argument)) for argument in table.arguments]
+        plan = job.plan or Plan()
+        return [*launcher, application.executable, *plan.arguments]
+
+    def _group(self, jobs: Sequence[Job]) -> Group:
+        definition, plan = jobs[0].definition, jobs[0].plan or Plan()
+        application = self._application(jobs[0])
+        submissions = []
+        for job in jobs:
+            assert job.attempt is not None
+            run = batch.run_directory(self.config.work_directory, job.id, job.attempt.number)
+            comment = f"edgecore site={self.config.site} job={job.id} attempt={job.attempt.number}"
+            submissions.append(
+                Submission(
+                    tag=job.attempt.tag,
+                    index=job.attempt.index,
+                    script=run.script,
+                    directory=run.path,
+                    comment=comment,
+                )
+            )
+        assert jobs[0].attempt is not None
+        return Group(
+            tag=jobs[0].attempt.group_tag,
+            submissions=tuple(submissions),
+            num_nodes=definition.num_nodes,
+            processes_per_node=definition.processes_per_node,
+            wall_time_minutes=definition.wall_time_minutes,
+            queue=definition.queue,
+            project=definition.project,
+            options=plan.options,
+            restartable=application.restartable,
+        )
+
+    def _answered(self, job: Job, answer: SubmissionAnswer) -> Outcome | None:
+        assert job.attempt is not None
+        now = self.clock.now()
+        if isinstance(answer, Submitted):
+            attempt = evolve(job.attempt, batch_id=answer.batch_id, submitted=now)
+            return Change(job, (job.moved(S.SUBMITTED, now, f"batch id {answer.batch_id}", attempt=attempt),))
+        run = batch.run_directory(self.config.work_directory, job.id, job.attempt.number)
+        if not run.revoke():  # refused, and yet it started: the token is right
+            return None
+        return self._refused(job, evolve(job.attempt, ended=now, reason=answer.reason), answer)
+
+    def _refused(self, job: Job, attempt: Attempt, answer: Refused) -> Outcome:
+        now = self.clock.now()
+        if answer.kind is Refusal.DISABLED:
+            return Change(job, (job.moved(S.SUBMIT_DISABLED, now, answer.reason, attempt=attempt),))
+        if answer.kind is Refusal.PERMANENT:
+            return self.give_up(job, S.SUBMIT_FAILED, answer.reason, attempt)
+        wait_s = self.engine.backoff.after(attempt.number)
+        waiting = job.moved(S.PREPROCESSED, now, f"refused for now: {answer.reason}", attempt=attempt)
+        return Change(job, (evolve(waiting, due=now + round(wait_s * 1e6)),))
+
+    def _after_failure(self, job: Job) -> Job | None:
+        """Begin a new attempt where retries are left; else end, once there is nothing to bring home."""
+        if job.retries_used < job.definition.retries:
+            used = job.retries_used + 1
+            message = f"retry {used} of {job.definition.retries}"
+            return job.moved(S.PREPROCESSED, self.clock.now(), message, retries_used=used)
+        if job.definition.output_url is None:
+            return job.moved(S.JOB_FAILED, self.clock.now(), job.message, failed_state=S.EXECUTION_FAILED)
+        return None
+
+
+def _grouped(change: Change, first: Change, index: int) -> Change:
+    job, leader = change.after, first.after
+    assert job.attempt is not None
+    assert leader.attempt is not None
+    return evolve(
+        change, path=(evolve(job, attempt=evolve(job.attempt, group_tag=leader.attempt.tag, index=index)),)
+    )
+
+
+def _summary(report: TransferReport) -> str:
+    skipped = f", {report.skipped_files} of them were there already" if report.skipped_files else ""
+    return f"{report.files} files, {_bytes(report.size_bytes)}{skipped}"
+
+
+def _bytes(number: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"

@@ -1,0 +1,524 @@
+"""Move jobs along a graph of states: run each step's action when it is due, and write what came of it.
+
+The engine owns threads, clock and wake-ups and does no work of its own: what a state means is in
+the `Graph` that it is given, what happens is in the graph's actions. It is event driven: a new
+job, a finished action, a due retry or a due look wakes it; nothing waits for a fixed cycle. At
+most one action works on a job at a time. Every action may be run again, so that the answer to
+any crash is to load the jobs and go on.
+
+All decisions are made on one thread, which receives events; actions run on the threads of
+bounded lanes, so that slow transfers never hold up submissions.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import queue
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Final, Protocol, TypeAlias
+
+from attrs import define, evolve, field, frozen
+
+from edgecore.clock import Clock
+from edgecore.errors import EdgeError, SchedulerUnavailable, TransferStopped, Unavailable, Veto
+from edgecore.lanes import Lane
+from edgecore.models import Intent, Job, JobState
+from edgecore.states import SETTLED, is_legal
+from edgecore.store import Change, Store
+
+__all__ = ["Backoff", "Engine", "Graph", "Listener", "Outcome", "Postponed", "Step", "Watch"]
+
+log = logging.getLogger(__name__)
+
+
+@frozen
+class Postponed:
+    """An action could not be done now; it is tried again after a back-off, or at *due*."""
+
+    reason: str
+    due: int | None = None
+    """Microseconds UTC; None for the usual back-off."""
+
+
+Outcome: TypeAlias = Change | Postponed
+Action: TypeAlias = Callable[[Sequence[Job]], Mapping[int, Outcome]]
+"""Works on jobs (several where the step groups) and answers by job id."""
+
+
+@frozen(kw_only=True)
+class Step:
+    """What is done with a job in one state."""
+
+    lane: str
+    action: Action
+    failed: JobState
+    """The state that says that this step failed."""
+    instant: Callable[[Job], Job | None] = lambda job: None
+    """The job moved on at once where there is nothing to do, else None."""
+    alike: Callable[[Job], Hashable] | None = None
+    """Jobs with equal answers may be worked on as one group; None: each alone."""
+    largest: int = 1
+    """How many jobs a group has at most."""
+    room: Callable[[Counter[JobState]], int] | None = None
+    """How many more jobs may enter, given how many are in each state; None: any number."""
+
+
+@frozen(kw_only=True)
+class Watch:
+    """What is done with jobs that only evidence from outside can move."""
+
+    states: frozenset[JobState]
+    look: Action
+    """Looks at all given jobs at once; a job without an answer stays as it is."""
+    interval_s: float
+
+
+@frozen(kw_only=True)
+class Graph:
+    """A way of jobs through states, as tables."""
+
+    steps: Mapping[JobState, Step]
+    watch: Watch
+    cancelled: Callable[[Job], Job | None]
+    """The job as cancelled where that takes no more than saying so, else None."""
+    give_up: Callable[[Job, JobState, str], Change]
+    """The change that ends a step for good: in that *_FAILED state, for that reason."""
+
+
+@frozen(kw_only=True)
+class Backoff:
+    """Exponential back-off with jitter; the one place where waiting times grow."""
+
+    first_s: float = 10.0
+    longest_s: float = 600.0
+    tries: int = 10
+
+    def after(self, failures: int) -> float:
+        """Return seconds to wait after that many failures in a row."""
+        wait = min(self.longest_s, self.first_s * 2.0 ** min(failures - 1, 30))
+        return wait * random.uniform(0.75, 1.25)  # noqa: S311 - spreads load, guards nothing
+
+
+class Listener(Protocol):
+    """What the engine tells of its changes; `edgecore.drivers.Listeners` is one."""
+
+    def job_changing(self, *, before: Job | None, after: Job) -> None: ...
+    def job_changed(self, *, job: Job) -> None: ...
+    def alarm_raised(self, *, subject: str, message: str) -> None: ...
+    def alarm_cleared(self, *, subject: str, message: str) -> None: ...
+
+
+Event: TypeAlias = Callable[[], None]
+
+
+@frozen(eq=False)
+class _Task:
+    """One job on its way through a lane, as it was when it was sent there."""
+
+    step: Step | Watch
+    job: Job
+
+
+_IDLE_S: Final = 3600.0
+_SOON_S: Final = 0.2
+_SCHEDULER: Final = "batch system"
+
+
+@define(eq=False)
+class Engine:
+    """Run a graph over the jobs of a store."""
+
+    store: Store
+    graph: Graph
+    lanes: Mapping[str, int]
+    """Lane -> how many threads; the lane ``observing`` has one."""
+    listeners: Listener
+    clock: Clock = field(factory=Clock)
+    backoff: Backoff = field(factory=Backoff)
+    alarm_after_s: float = 1_800.0
+    on_commit: Callable[[], None] = lambda: None
+    """Called whenever status messages became durable."""
+
+    jobs: dict[int, Job] = field(init=False, factory=dict)
+    """Every job in which something is left to do, as last committed."""
+    _busy: set[int] = field(init=False, factory=set)
+    _counts: Counter[JobState] = field(init=False, factory=Counter)
+    _events: queue.SimpleQueue[Event] = field(init=False, factory=queue.SimpleQueue)
+    _timers: list[tuple[float, int, Event]] = field(init=False, factory=list)
+    _timer_number: int = field(init=False, default=0)
+    _running: dict[str, Lane[_Task]] = field(init=False, factory=dict)
+    _stopping: threading.Event = field(init=False, factory=threading.Event)
+    _look_again: set[int] = field(init=False, factory=set)
+    _poll_set: bool = field(init=False, default=False)
+    _silent_since: float | None = field(init=False, default=None)
+    _silences: int = field(init=False, default=0)
+    _alarmed: set[str] = field(init=False, factory=set)
+
+    # ------------------------------------------------------------- called from any thread
+
+    def add(self, jobs: Iterable[Job]) -> None:
+        """Take jobs that are in the store and that this engine does not know yet."""
+        taken = list(jobs)
+        self._events.put(lambda: self._add(taken))
+
+    def want(self, job_id: int, intent: Intent) -> None:
+        """Note durably what the user wants of a job, and act on it."""
+
+        def written(_: Future[None]) -> None:
+            self._events.put(lambda: self._wanted(job_id, intent))
+
+        self.store.set_intent(job_id, intent).add_done_callback(written)
+
+    def submit_change(self, change: Change) -> None:
+        """Make a change that no action asked for, such as an operator's retry."""
+        self._events.put(lambda: self._change_outside(change))
+
+    def stop(self) -> None:
+        """Begin nothing more; `run` returns when what was begun has ended."""
+        self._stopping.set()
+        self._events.put(lambda: None)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the engine was told to stop."""
+        return self._stopping.is_set()
+
+    def unwanted(self, job_id: int) -> bool:
+        """Tell a long action that nobody wants it to go on now."""
+        job = self.jobs.get(job_id)
+        return self.stopping or job is None or job.intent is not Intent.RUN
+
+    def commit(self, changes: Sequence[Change]) -> Mapping[int, Job]:
+        """Write changes in the middle of an action and wait until they are durable.
+
+        Answers job id -> the job as it is now; a job that is missing had moved on or was vetoed.
+        """
+        allowed = [change for change in changes if self._allowed(change)]
+        written = self.store.apply(allowed).result()
+        done = [change for change, ok in zip(allowed, written, strict=True) if ok]
+        self._events.put(lambda: self._committed(done))
+        return {change.after.id: change.after for change in done}
+
+    def raise_alarm(self, subject: str, message: str) -> None:
+        """Tell people once that something needs them."""
+        if subject not in self._alarmed:
+            self._alarmed.add(subject)
+            log.error("alarm: %s: %s", subject, message)
+            self.listeners.alarm_raised(subject=subject, message=message)
+
+    def clear_alarm(self, subject: str, message: str) -> None:
+        """Tell people that the reason for an alarm is gone."""
+        if subject in self._alarmed:
+            self._alarmed.discard(subject)
+            log.warning("alarm cleared: %s: %s", subject, message)
+            self.listeners.alarm_cleared(subject=subject, message=message)
+
+    # -------------------------------------------------------------------------- the loop
+
+    def run(self, drain_s: float = 60.0) -> None:
+        """Work until `stop`, then wait up to *drain_s* seconds for what was begun."""
+        limited = {step.lane: partial(self._room, step) for step in self.graph.steps.values() if step.room}
+        for name, threads in self.lanes.items():
+            self._running[name] = Lane(name, threads, self._work, limited.get(name))
+        try:
+            while not self.stopping:
+                self._take_event(self._next_timer())
+                self._fire_timers()
+        finally:
+            self._drain(drain_s)
+
+    def _next_timer(self) -> float:
+        return max(0.0, self._timers[0][0] - self.clock.monotonic()) if self._timers else _IDLE_S
+
+    def _take_event(self, timeout_s: float) -> None:
+        try:
+            event = self._events.get(timeout=timeout_s) if timeout_s > 0 else self._events.get_nowait()
+        except queue.Empty:
+            return
+        event()
+
+    def _fire_timers(self) -> None:
+        now = self.clock.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            heapq.heappop(self._timers)[2]()
+
+    def _after(self, seconds: float, event: Event) -> None:
+        self._timer_number += 1
+        heapq.heappush(self._timers, (self.clock.monotonic() + seconds, self._timer_number, event))
+
+    def _drain(self, drain_s: float) -> None:
+        deadline = self.clock.monotonic() + drain_s
+        for lane in self._running.values():
+            lane.stop()
+        while any(lane.busy for lane in self._running.values()) and self.clock.monotonic() < deadline:
+            self._take_event(0.05)
+        if any(lane.busy for lane in self._running.values()):
+            log.warning("stopped with unfinished actions; they will be done again")
+        while not self._events.empty():
+            self._take_event(0)
+
+    # ------------------------------------------------------- decisions, on the loop's thread
+
+    def _add(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            if job.id not in self.jobs:
+                self._keep(job)
+                self._dispatch(job.id)
+
+    def _keep(self, job: Job) -> None:
+        known = self.jobs.get(job.id)
+        if known is not None:
+            self._counts[known.state] -= 1
+            job = evolve(job, intent=known.intent)
+        if job.state in SETTLED:
+            self.jobs.pop(job.id, None)
+            return
+        self.jobs[job.id] = job
+        self._counts[job.state] += 1
+
+    def _wanted(self, job_id: int, intent: Intent) -> None:
+        job = self.jobs.get(job_id)
+        if job is None:
+            return
+        self.jobs[job_id] = evolve(job, intent=intent)
+        if job_id in self._busy:
+            self._look_again.add(job_id)
+        elif job.state in self.graph.watch.states:
+            self._look([job_id])
+        else:
+            self._dispatch(job_id)
+
+    def _dispatch(self, job_id: int) -> None:
+        """Decide what is next for a job that nothing works on."""
+        job = self.jobs.get(job_id)
+        if job is None or job_id in self._busy or self.stopping:
+            return
+        if job.state in self.graph.watch.states:
+            if job_id in self._look_again:
+                self._look_again.discard(job_id)
+                self._look([job_id])
+            self._plan_poll()
+            return
+        self._look_again.discard(job_id)
+        if job.intent is Intent.CANCELLED and (ended := self.graph.cancelled(job)) is not None:
+            self._write([Change(job, (ended,))])
+        elif job.intent is Intent.RUN:
+            self._begin(job)
+
+    def _begin(self, job: Job) -> None:
+        wait_us = job.due - self.clock.now()
+        if wait_us > 0:
+            self._after(wait_us / 1e6, lambda: self._dispatch(job.id))
+            return
+        path: list[Job] = []
+        at = job
+        while (moved := self.graph.steps[at.state].instant(at)) is not None:
+            path.append(moved)
+            at = moved
+            if at.state in SETTLED:
+                break
+        if path:
+            self._write([Change(job, tuple(path))])
+            return
+        self._busy.add(job.id)
+        step = self.graph.steps[job.state]
+        key = (job.state, step.alike(job)) if step.alike else job.id
+        self._running[step.lane].put([_Task(step, job)], key, step.largest)
+
+    def _look(self, job_ids: Iterable[int]) -> None:
+        jobs = [self.jobs[job_id] for job_id in job_ids if job_id not in self._busy]
+        if jobs:
+            self._busy.update(job.id for job in jobs)
+            tasks = [_Task(self.graph.watch, job) for job in jobs]
+            self._running["observing"].put(tasks, "look", len(tasks))
+
+    def _plan_poll(self) -> None:
+        if not self._poll_set:
+            self._poll_set = True
+            wait_s = self.graph.watch.interval_s
+            if self._silences:
+                wait_s = max(wait_s, self.backoff.after(self._silences))
+            self._after(wait_s, self._poll)
+
+    def _poll(self) -> None:
+        self._poll_set = False
+        if self.stopping:
+            return
+        self._look([job.id for job in self.jobs.values() if job.state in self.graph.watch.states])
+
+    # --------------------------------------------------------- actions, on a lane's thread
+
+    def _room(self, step: Step, at_work: Sequence[_Task]) -> int:
+        """Tell a lane how many jobs may enter, counting those on their way in as being in."""
+        assert step.room is not None
+        entering = sum(task.job.state is self.jobs[task.job.id].state for task in at_work)
+        return step.room(self._counts.copy()) - entering
+
+    def _work(self, tasks: Sequence[_Task]) -> None:
+        """Run an action and hand back what came of it."""
+        step = tasks[0].step
+        jobs = [self.jobs.get(task.job.id, task.job) for task in tasks]
+        outcomes: Mapping[int, Outcome] = {}
+        failure: Exception | None = None
+        try:
+            if isinstance(step, Watch):
+                outcomes = step.look(jobs)
+            elif wanted := [job for job in jobs if not self.unwanted(job.id)]:
+                outcomes = step.action(wanted)
+        except TransferStopped:
+            log.debug("stopped on the way: %s", [job.id for job in jobs])
+        except Exception as error:
+            failure = error
+        self._events.put(lambda: self._worked(tasks, outcomes, failure))
+
+    # -------------------------------------------------------------------- what came of it
+
+    def _worked(
+        self, tasks: Sequence[_Task], outcomes: Mapping[int, Outcome], error: Exception | None
+    ) -> None:
+        step = tasks[0].step
+        if isinstance(step, Watch):
+            self._unanswered(error) if error else self._answered()
+        elif error is not None and not isinstance(error, EdgeError | OSError):
+            log.error(
+                "unexpected error in lane %s of %s", step.lane, [t.job.id for t in tasks], exc_info=error
+            )
+        changes = []
+        for task in tasks:
+            job = self.jobs[task.job.id]
+            outcome = outcomes.get(job.id)
+            if outcome is None and isinstance(step, Step) and job.state is task.job.state:
+                outcome = self._outcome_of(error, step, job)
+            if outcome is None:
+                self._busy.discard(job.id)
+                self._dispatch(job.id)
+            else:
+                changes.append(self._postpone(job, outcome) if isinstance(outcome, Postponed) else outcome)
+        if changes:
+            self._write(changes)
+
+    def _outcome_of(self, error: Exception | None, step: Step, job: Job) -> Outcome | None:
+        """Tell what an action without an answer means for its job: try again, or give up."""
+        if self.unwanted(job.id):
+            return None
+        if error is None:
+            return Postponed("stopped on the way")
+        passing = isinstance(error, Unavailable) or not isinstance(error, EdgeError)
+        reason = str(error) if isinstance(error, EdgeError | OSError) else f"internal error: {error!r}"
+        if not passing:
+            return self.graph.give_up(job, step.failed, reason)
+        if job.failures + 1 >= self.backoff.tries and not isinstance(error, SchedulerUnavailable):
+            return self.graph.give_up(job, step.failed, f"gave up after {job.failures + 1} tries: {reason}")
+        return Postponed(reason)
+
+    def _postpone(self, job: Job, outcome: Postponed) -> Change:
+        failures = job.failures + 1
+        due = outcome.due
+        if due is None:
+            due = self.clock.now() + round(self.backoff.after(failures) * 1e6)
+        log.warning("job %d waits in %s: %s", job.id, job.state, outcome.reason)
+        return Change(job, (evolve(job, failures=failures, due=due, message=outcome.reason),))
+
+    def _change_outside(self, change: Change) -> None:
+        if change.after.id in self._busy:
+            self._after(_SOON_S, lambda: self._change_outside(change))
+        else:
+            self._write([change])
+
+    def _write(self, changes: Sequence[Change]) -> None:
+        """Write changes; their jobs are busy until that is done."""
+        allowed = []
+        for change in changes:
+            self._busy.add(change.after.id)
+            if self._allowed(change):
+                allowed.append(change)
+            else:
+                self._again_later(change.after.id)
+        if not allowed:
+            return
+
+        def written(future: Future[list[bool]]) -> None:
+            self._events.put(lambda: self._written(allowed, future))
+
+        self.store.apply(allowed).add_done_callback(written)
+
+    def _allowed(self, change: Change) -> bool:
+        before = change.before
+        for after in change.path:
+            if (
+                before is not None
+                and after.state is not before.state
+                and not is_legal(before.state, after.state)
+            ):
+                raise AssertionError(f"job {after.id}: no way from {before.state} to {after.state}")
+            try:
+                self.listeners.job_changing(before=before, after=after)
+            except Veto as veto:
+                log.warning("job %d stays %s: %s", after.id, before.state if before else "unknown", veto)
+                return False
+            before = after
+        return True
+
+    def _written(self, changes: Sequence[Change], future: Future[list[bool]]) -> None:
+        error = future.exception()
+        if error is not None:
+            self.raise_alarm("store", str(error))
+            for change in changes:
+                self._again_later(change.after.id)
+            return
+        self.clear_alarm("store", "changes are written again")
+        written = [change for change, ok in zip(changes, future.result(), strict=True) if ok]
+        for change in changes:
+            self._busy.discard(change.after.id)
+        self._committed(written)
+        for change in changes:
+            self._dispatch(change.after.id)
+
+    def _committed(self, changes: Sequence[Change]) -> None:
+        self.on_commit()
+        for change in changes:
+            sequence = change.before.sequence if change.before else 0
+            self._keep(change.after)
+            for job in change.path:
+                if job.sequence > sequence:
+                    sequence = job.sequence
+                    log.info("job %d (%s): %s %s", job.id, job.name, job.state, job.message)
+                    self.listeners.job_changed(job=job)
+        for lane in self._running.values():
+            lane.look_again()
+
+    def _again_later(self, job_id: int) -> None:
+        """Free a job whose change was not made; what it needs is found out anew after a while."""
+
+        def free() -> None:
+            self._busy.discard(job_id)
+            self._dispatch(job_id)
+
+        self._after(self.backoff.first_s, free)
+
+    # ------------------------------------------------------------- a silent batch system
+
+    def _answered(self) -> None:
+        if self._silences:
+            log.warning("the batch system answers again")
+        self._silent_since, self._silences = None, 0
+        self.clear_alarm(_SCHEDULER, "it answers again")
+
+    def _unanswered(self, error: Exception) -> None:
+        now = self.clock.monotonic()
+        if self._silent_since is None:
+            self._silent_since = now
+            if isinstance(error, Unavailable):
+                log.warning("the batch system does not answer: %s", error)
+            else:
+                log.error("looking at the batch system failed", exc_info=error)
+        self._silences += 1
+        if now - self._silent_since >= self.alarm_after_s:
+            minutes = (now - self._silent_since) / 60
+            self.raise_alarm(_SCHEDULER, f"no answer for {minutes:.0f} minutes: {error}")

@@ -1,0 +1,101 @@
+"""Run work on a bounded number of threads, gathering what is alike while all of them are busy.
+
+What comes to a lane with a free thread goes at once, alone. What gathers while all threads are
+busy, and has the same key, goes as one group. Threads are started when they are needed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic, TypeVar
+
+__all__ = ["Lane"]
+
+T = TypeVar("T")
+
+
+class Lane(Generic[T]):
+    """Hand items to *work* in groups, on at most *threads* threads, first come first served.
+
+    *room* answers how many items may be begun now, given those being worked on; `look_again` asks it anew.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        threads: int,
+        work: Callable[[Sequence[T]], None],
+        room: Callable[[Sequence[T]], int] | None = None,
+    ) -> None:
+        self._name = name
+        self._most = threads
+        self._work = work
+        self._room = room
+        self._waiting: dict[Hashable, tuple[deque[T], int]] = {}
+        self._at_work: list[T] = []
+        self._threads = 0
+        self._idle = 0
+        self._open = True
+        self._changed = threading.Condition()
+
+    def put(self, items: Sequence[T], key: Hashable, largest: int = 1) -> None:
+        """Queue *items*; those of equal *key* may be worked on together, *largest* at once."""
+        with self._changed:
+            self._waiting.setdefault(key, (deque(), largest))[0].extend(items)
+            if self._idle == 0 and self._threads < self._most:
+                self._threads += 1
+                name = f"edgecore-{self._name}-{self._threads}"
+                threading.Thread(target=self._run, name=name, daemon=True).start()
+            else:
+                self._changed.notify()
+
+    def look_again(self) -> None:
+        """Note that there may be more room now."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Begin nothing more; what waits is dropped."""
+        with self._changed:
+            self._open = False
+            self._waiting.clear()
+            self._changed.notify_all()
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is being worked on."""
+        return bool(self._at_work)
+
+    def _run(self) -> None:
+        while group := self._take():
+            try:
+                self._work(group)
+            finally:
+                with self._changed:
+                    for item in group:
+                        self._at_work.remove(item)
+
+    def _take(self) -> list[T]:
+        with self._changed:
+            while self._open:
+                group = self._first()
+                if group:
+                    self._at_work.extend(group)
+                    return group
+                self._idle += 1
+                self._changed.wait()
+                self._idle -= 1
+        return []
+
+    def _first(self) -> list[T]:
+        if not self._waiting:
+            return []
+        room = self._room(self._at_work) if self._room else None
+        key, (items, largest) = next(iter(self._waiting.items()))
+        most = largest if room is None else min(largest, room)
+        group = [items.popleft() for _ in range(min(most, len(items)))]
+        if not items:
+            del self._waiting[key]
+        return group

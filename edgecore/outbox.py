@@ -1,0 +1,135 @@
+"""Send committed status messages, in order, until the broker has them.
+
+A message that no queue takes is set apart, with all that follow for the same job, and tried again
+later, so that it never delays another job's. A broker that is away is waited for; meanwhile
+everything else goes on, and nothing is forgotten before the broker has confirmed it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from attrs import define, field
+
+from edgecore.drivers import MessagingRelay
+from edgecore.engine import Backoff, Engine
+from edgecore.errors import BrokerUnavailable
+from edgecore.models import OutgoingMessage
+from edgecore.reader import OutboxEntry, Reader
+from edgecore.store import Store
+
+__all__ = ["Outbox"]
+
+log = logging.getLogger(__name__)
+
+_MOST_AT_ONCE: Final = 500
+_BROKER: Final = "message broker"
+_UNROUTABLE: Final = "status messages"
+
+
+@define(eq=False, kw_only=True)
+class Outbox:
+    """Empty the store's outbox into the broker."""
+
+    store: Store
+    store_path: Path
+    messaging: MessagingRelay
+    engine: Engine
+    alarm_after_s: float
+    backoff: Backoff = field(factory=lambda: Backoff(first_s=1.0, longest_s=60.0))
+    _news: threading.Event = field(init=False, factory=threading.Event)
+    _stop: threading.Event = field(init=False, factory=threading.Event)
+    _apart: dict[int | None, list[OutboxEntry]] = field(init=False, factory=dict)
+    _last: int = field(init=False, default=0)
+
+    def start(self) -> threading.Thread:
+        """Begin, on a thread of its own."""
+        thread = threading.Thread(target=self._run, name="edgecore-outbox", daemon=True)
+        thread.start()
+        return thread
+
+    def ring(self) -> None:
+        """Say that there are new messages."""
+        self._news.set()
+
+    def stop(self) -> None:
+        """Send what is there once more, then end; what the broker does not take stays in the store."""
+        self._stop.set()
+        self._news.set()
+
+    def _run(self) -> None:
+        failures, since = 0, 0.0
+        with Reader(self.store_path) as reader:
+            while True:
+                last_round = self._stop.is_set()
+                self._news.clear()
+                try:
+                    self._empty(reader)
+                except BrokerUnavailable as error:
+                    since = since or self.engine.clock.monotonic()
+                    failures += 1
+                    self._complain(error, failures, since)
+                    wait_s = self.backoff.after(failures)
+                else:
+                    if failures:
+                        log.warning("the broker takes messages again")
+                        self.engine.clear_alarm(_BROKER, "it takes messages again")
+                    failures, since = 0, 0.0
+                    wait_s = self.backoff.longest_s
+                if last_round:
+                    return
+                if failures:
+                    self._stop.wait(wait_s)
+                else:
+                    self._news.wait(wait_s)
+
+    def _complain(self, error: BrokerUnavailable, failures: int, since: float) -> None:
+        if failures == 1:
+            log.warning("the broker takes no messages: %s; they are kept", error)
+        silent_s = self.engine.clock.monotonic() - since
+        if silent_s >= self.alarm_after_s:
+            self.engine.raise_alarm(_BROKER, f"no answer for {silent_s / 60:.0f} minutes: {error}")
+
+    def _empty(self, reader: Reader) -> None:
+        self._try_apart()
+        while entries := reader.outbox(self._last, _MOST_AT_ONCE):
+            now = [entry for entry in entries if entry.job_id not in self._apart]
+            unroutable = self._send(now)
+            if now and len(unroutable) == len(now):
+                # Not one job's trouble: nothing leads anywhere. Wait, and begin here again.
+                self.engine.raise_alarm(_UNROUTABLE, next(iter(unroutable.values())))
+                raise BrokerUnavailable(next(iter(unroutable.values())))
+            for entry in entries:
+                if str(entry.id) in unroutable or entry.job_id in self._apart:
+                    self._apart.setdefault(entry.job_id, []).append(entry)
+            self._last = entries[-1].id
+
+    def _try_apart(self) -> None:
+        for job_id, entries in list(self._apart.items()):
+            unroutable = self._send(entries[:1])
+            if unroutable:
+                self.engine.raise_alarm(_UNROUTABLE, f"job {job_id}: {next(iter(unroutable.values()))}")
+                continue
+            self._send(entries[1:])
+            del self._apart[job_id]
+        if not self._apart:
+            self.engine.clear_alarm(_UNROUTABLE, "all are on their way")
+
+    def _send(self, entries: Sequence[OutboxEntry]) -> Mapping[str, str]:
+        """Send and forget *entries*; answers which of them, by id, lead nowhere and why."""
+        if not entries:
+            return {}
+        report = self.messaging.send(
+            messages=[
+                OutgoingMessage(
+                    exchange=entry.exchange, key=entry.key, body=entry.body.encode(), message_id=str(entry.id)
+                )
+                for entry in entries
+            ]
+        )
+        self.store.confirm([entry.id for entry in entries if str(entry.id) not in report.unroutable])
+        return report.unroutable

@@ -1,0 +1,262 @@
+"""Put a site's parts together and run them until told to stop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+
+from attrs import define, field
+
+from edgecore.admission import Admission
+from edgecore.balsam import Actions
+from edgecore.cleaning import Cleaning
+from edgecore.clock import Clock
+from edgecore.config import SiteConfig, read_site
+from edgecore.control import Control, RequestWatch
+from edgecore.drivers import (
+    Listeners,
+    MessagingRelay,
+    SchedulingRelay,
+    TransferRelay,
+    open_messaging,
+    open_plugins,
+    open_scheduling,
+    open_transfer,
+)
+from edgecore.engine import Backoff, Engine
+from edgecore.errors import BrokerUnavailable
+from edgecore.intake import Intake
+from edgecore.models import Application, Queue, Topology
+from edgecore.outbox import Outbox
+from edgecore.reader import Reader
+from edgecore.store import Route, Store
+
+__all__ = ["Balsam", "run_site", "topology"]
+
+log = logging.getLogger(__name__)
+
+
+def topology(config: SiteConfig) -> Topology:
+    """Return the exchange and the queues that a site needs."""
+    messaging = config.messaging
+    return Topology(
+        exchanges=(messaging.exchange,),
+        queues=(
+            Queue(name=config.queue, exchange=messaging.exchange, keys=(config.queue,)),
+            Queue(name=messaging.status_key, exchange=messaging.exchange, keys=(messaging.status_key,)),
+        ),
+    )
+
+
+class _Catalogue:
+    """Look applications up in the store, from any thread; an unchanged entry is parsed once."""
+
+    def __init__(self, store: Path) -> None:
+        self._reader = Reader(store)
+        self._lock = threading.Lock()
+
+    def application(self, name: str) -> Application | None:
+        with self._lock:
+            return self._reader.application(name)
+
+    def names(self) -> Collection[str]:
+        with self._lock:
+            return self._reader.application_names()
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+@define(eq=False)
+class Balsam:
+    """The edge service of one site: takes job definitions, runs them, reports every step.
+
+    *plugins* are layers and listeners beside those that the configuration names.
+    """
+
+    config: SiteConfig
+    plugins: Sequence[object] = ()
+    clock: Clock = field(factory=Clock)
+    _engine: Engine | None = field(init=False, default=None)
+    _stop_asked: threading.Event = field(init=False, factory=threading.Event)
+
+    def stop(self) -> None:
+        """Finish what was begun, begin nothing more, and let `run` return; from any thread."""
+        self._stop_asked.set()
+        engine = self._engine
+        if engine is not None:
+            engine.stop()
+
+    def run(self, started: Callable[[], None] = lambda: None) -> None:
+        """Work until `stop`; calls *started* once everything is open.
+
+        Raises ConfigurationError, StoreError, BrokerUnavailable or SchedulerUnavailable when it
+        cannot start. After that only `stop` ends it.
+        """
+        config = self.config
+        with ExitStack() as stack:
+            config.work_directory.mkdir(parents=True, exist_ok=True)
+            messaging = config.messaging
+            store = Store(
+                config.store,
+                site=config.site,
+                route=Route(messaging.exchange, messaging.status_key),
+                mode=config.store_mode,
+                clock=self.clock,
+            )
+            stack.callback(store.close)
+            plugins = (
+                *open_plugins(config.plugins.enabled, config.plugins.settings, source=str(config.source)),
+                *self.plugins,
+            )
+            listeners = Listeners(plugins)
+            scheduling = self._open_scheduling(plugins)
+            stack.callback(scheduling.close)
+            transfers = self._open_transfers(plugins)
+            for relay in transfers.values():
+                stack.callback(relay.close)
+            broker = self._open_messaging(plugins)
+            stack.callback(broker.close)
+            catalogue = _Catalogue(config.store)
+            stack.callback(catalogue.close)
+            actions = Actions(
+                config=config,
+                store=store,
+                scheduling=scheduling,
+                transfers=transfers,
+                catalogue=catalogue.application,
+                clock=self.clock,
+            )
+            self._work(stack, store, actions, listeners, broker, catalogue, started)
+
+    def _work(
+        self,
+        stack: ExitStack,
+        store: Store,
+        actions: Actions,
+        listeners: Listeners,
+        broker: MessagingRelay,
+        catalogue: _Catalogue,
+        started: Callable[[], None],
+    ) -> None:
+        config = self.config
+        retry, timing = config.retry, config.timing
+        engine = Engine(
+            store=store,
+            graph=actions.graph(),
+            lanes=actions.lanes(),
+            listeners=listeners,
+            clock=self.clock,
+            backoff=Backoff(first_s=retry.first_s, longest_s=retry.longest_s, tries=retry.tries),
+            alarm_after_s=timing.alarm_after_s,
+        )
+        actions.engine = engine
+        outbox = Outbox(
+            store=store,
+            store_path=config.store,
+            messaging=broker,
+            engine=engine,
+            alarm_after_s=timing.alarm_after_s,
+        )
+        engine.on_commit = outbox.ring
+        control = Control(engine=engine, store=store, retry=actions.retry, fence=actions.fence)
+        intake = Intake(
+            queue=config.queue,
+            messaging=broker,
+            admission=Admission(config=config, applications=catalogue.names),
+            store=store,
+            store_path=config.store,
+            engine=engine,
+            control=control,
+            owner=config.owner,
+        )
+        requests = RequestWatch(config.store, store, control)
+        cleaning = Cleaning(config=config, store=store, clock=self.clock)
+        with Reader(config.store) as reader:
+            engine.add(reader.active())
+        # Ended in the opposite order: first nothing new comes in, last the final status goes out.
+        for part in (outbox, cleaning, requests, intake):
+            thread = part.start()
+            stack.callback(thread.join, timing.drain_s)
+            stack.callback(part.stop)
+        self._engine = engine
+        if self._stop_asked.is_set():
+            engine.stop()
+        log.info("site %s works", config.site)
+        listeners.service_started(site=config.site)
+        started()
+        stack.callback(listeners.service_stopped, site=config.site)
+        engine.run(timing.drain_s)
+
+    def _open_scheduling(self, plugins: Sequence[object]) -> SchedulingRelay:
+        table, config = self.config.scheduling, self.config
+        source = f"{config.source} [scheduling]"
+        return open_scheduling(table.driver, table.settings, config.context, source=source, layers=plugins)
+
+    def _open_transfers(self, plugins: Sequence[object]) -> dict[str, TransferRelay]:
+        config = self.config
+        return {
+            table.prefix: open_transfer(
+                table.scheme,
+                table.settings,
+                config.context,
+                source=f"{config.source} [[transfer]] {table.prefix}",
+                layers=plugins,
+            )
+            for table in config.transfer
+        }
+
+    def _open_messaging(self, plugins: Sequence[object]) -> MessagingRelay:
+        """Open the broker, waiting for one that is away: it must not keep a site from starting."""
+        table, config = self.config.messaging, self.config
+        settings = {**table.settings, "url": table.url}
+        backoff, failures = Backoff(first_s=1.0, longest_s=60.0), 0
+        while True:
+            try:
+                relay = open_messaging(
+                    table.scheme,
+                    settings,
+                    config.context,
+                    source=f"{config.source} [messaging]",
+                    layers=plugins,
+                )
+                relay.declare(topology=topology(config))
+            except BrokerUnavailable as error:
+                failures += 1
+                log.warning("the broker is away: %s", error)
+                if self._stop_asked.wait(backoff.after(failures)):
+                    raise
+            else:
+                return relay
+
+
+def run_site(
+    site: SiteConfig | Path | str,
+    *,
+    plugins: Sequence[object] = (),
+    started: Callable[[], None] = lambda: None,
+) -> None:
+    """Run a site's Balsam in this process until SIGTERM or SIGINT, then drain and return.
+
+    A second signal ends the process at once; nothing is lost by that, only done again. Call it on the main thread.
+    """
+    config = site if isinstance(site, SiteConfig) else read_site(Path(site))
+    balsam = Balsam(config, plugins)
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        log.warning("%s: finishing what was begun; once more to stop at once", signal.Signals(number).name)
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_DFL)
+        balsam.stop()
+
+    former = [(number, signal.signal(number, on_signal)) for number in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        balsam.run(started)
+    finally:
+        for number, handler in former:
+            signal.signal(number, handler)

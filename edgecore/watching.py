@@ -1,0 +1,270 @@
+"""Look at submitted attempts and carry out what the evidence decides.
+
+One listing serves all jobs. Directories are read only of jobs that ended or left the list, or whose
+user cancelled them. The decision itself is `edgecore.evidence.decide`; here are the
+renames that make it safe, and the status that follows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from attrs import evolve, field, frozen
+
+from edgecore import batch
+from edgecore.clock import Clock
+from edgecore.drivers import SchedulingRelay
+from edgecore.errors import Unavailable
+from edgecore.evidence import Decision, Finding, Patience, decide
+from edgecore.models import Answer, Attempt, Intent, Job, JobState, NativeState, Observation, Reference
+from edgecore.store import Change
+
+__all__ = ["Watching"]
+
+log = logging.getLogger(__name__)
+S = JobState
+
+_STATES: Final[Mapping[NativeState, JobState]] = {
+    NativeState.QUEUED: S.QUEUED,
+    NativeState.HELD: S.HELD,
+    NativeState.RUNNING: S.RUNNING,
+}
+_LOOKS: Final = 5
+"""How often one visit looks at a token that moves under its hands."""
+
+
+@frozen(kw_only=True)
+class Watching:
+    """Turn what the batch system and the tokens say into changes of jobs."""
+
+    scheduling: SchedulingRelay
+    work: Path
+    patience: Callable[[Job], Patience]
+    alarm: Callable[[str, str], None]
+    clear: Callable[[str, str], None]
+    clock: Clock = field(factory=Clock)
+
+    def look(self, jobs: Sequence[Job]) -> Mapping[int, Change]:
+        """Look at all *jobs* at once; those without an answer stay as they are.
+
+        Raises SchedulerUnavailable: nothing is known of any of them.
+        """
+        seen = self._observations(jobs)
+        changes = {}
+        for job in jobs:
+            try:
+                change = self._judge(job, seen.get(job.id))
+            except OSError as error:
+                log.warning("job %d: its run directory cannot be read: %s", job.id, error)
+                continue
+            if change is not None:
+                changes[job.id] = change
+        self._hold_and_release(jobs, seen, changes)
+        return changes
+
+    # ------------------------------------------------------------------ asking the batch system
+
+    def _observations(self, jobs: Sequence[Job]) -> Mapping[int, Observation]:
+        listed = {self._reference(job).tag: job for job in jobs if _attempt(job).batch_id is not None}
+        unclear = [job for job in jobs if _attempt(job).batch_id is None]
+        seen: dict[int, Observation] = {}
+        if listed:
+            references = [self._reference(job) for job in listed.values()]
+            for tag, observation in self.scheduling.observe(references=references).items():
+                if tag in listed:
+                    seen[listed[tag].id] = observation
+        if unclear:
+            tags = sorted({_attempt(job).group_tag for job in unclear})
+            found = self.scheduling.find(tags=tags)
+            for job in unclear:
+                attempt = _attempt(job)
+                mine = [o for o in found.get(attempt.group_tag, ()) if o.index == attempt.index]
+                if mine:  # more than one when a submit command repeated itself: the token lets one run
+                    seen[job.id] = next((o for o in mine if o.state is not NativeState.ENDED), mine[0])
+        return seen
+
+    def _reference(self, job: Job) -> Reference:
+        attempt = _attempt(job)
+        return Reference(
+            tag=attempt.tag,
+            group_tag=attempt.group_tag,
+            index=attempt.index,
+            batch_id=attempt.batch_id,
+            directory=batch.run_directory(self.work, job.id, attempt.number).path,
+            submitted=attempt.submitted or attempt.intended,
+        )
+
+    # ------------------------------------------------------------------------------ judging
+
+    def _judge(self, job: Job, seen: Observation | None) -> Change | None:
+        cancelled = job.intent is Intent.CANCELLED
+        alive = seen is not None and seen.state is not NativeState.ENDED
+        attempt = self._updated(_attempt(job), seen)
+        if alive and not cancelled:
+            return self._alive(job, attempt, seen)
+        run = batch.run_directory(self.work, job.id, attempt.number)
+        for _ in range(_LOOKS):
+            token = run.token()
+            decision = decide(
+                token,
+                seen,
+                missed=_attempt(job).missed,
+                now=self.clock.now(),
+                patience=self.patience(job),
+                cancelled=cancelled,
+                unclear=_attempt(job).batch_id is None,
+            )
+            if token is not None and token.batch_id and token.batch_id != attempt.batch_id:
+                # The submit command repeated itself, or we never learnt the id: the token is right.
+                attempt = evolve(attempt, batch_id=token.batch_id)
+            if decision.finding is Finding.REVOKE and not run.revoke():
+                continue
+            if decision.finding is Finding.FENCE and token is not None and not run.stop(token):
+                continue
+            return self._follow(job, attempt, decision, seen, run)
+        return None
+
+    def _updated(self, attempt: Attempt, seen: Observation | None) -> Attempt:
+        """Take over what a listing tells about an attempt."""
+        alive = seen is not None and seen.state is not NativeState.ENDED
+        missed = None if alive else attempt.missed or self.clock.now()
+        if seen is None:
+            return evolve(attempt, missed=missed)
+        return evolve(
+            attempt,
+            missed=missed,
+            batch_id=attempt.batch_id or seen.batch_id,
+            submitted=attempt.submitted or seen.queued or attempt.intended,
+            started=seen.started or attempt.started,
+            ended=seen.ended or attempt.ended,
+        )
+
+    def _follow(
+        self,
+        job: Job,
+        attempt: Attempt,
+        decision: Decision,
+        seen: Observation | None,
+        run: batch.RunDirectory,
+    ) -> Change | None:
+        finding = decision.finding
+        if finding is Finding.ENDED:
+            return self._ended(job, attempt, decision, run)
+        if finding in (Finding.REVOKE, Finding.NEVER_STARTED):
+            return self._never_started(job, attempt, decision, seen)
+        if finding in (Finding.FENCE, Finding.INTERRUPTED):
+            return self._interrupted(job, attempt, decision)
+        if job.intent is Intent.CANCELLED and attempt.batch_id is not None:
+            self._ask(self.scheduling.cancel, evolve(job, attempt=attempt))
+        if finding is Finding.LOST:
+            return self._lost(job, attempt, decision)
+        return self._alive(job, attempt, seen)
+
+    def _alive(self, job: Job, attempt: Attempt, seen: Observation | None) -> Change | None:
+        state = _STATES.get(seen.state) if seen is not None else None
+        if state is None:
+            state = S.SUBMITTED if job.state is S.SUBMITTING and attempt.batch_id else job.state
+        if state is not job.state:
+            if job.state is S.LOST:
+                self.clear(f"job {job.id}", "the batch system knows it again")
+            message = seen.reason if seen is not None else ""
+            return Change(job, (job.moved(state, self.clock.now(), message, attempt=attempt),))
+        return None if attempt == job.attempt else Change(job, (evolve(job, attempt=attempt),))
+
+    def _lost(self, job: Job, attempt: Attempt, decision: Decision) -> Change | None:
+        self.alarm(f"job {job.id}", f"LOST: {decision.reason}")
+        if job.state is S.LOST:
+            return None if attempt == job.attempt else Change(job, (evolve(job, attempt=attempt),))
+        return Change(job, (job.moved(S.LOST, self.clock.now(), decision.reason, attempt=attempt),))
+
+    # ------------------------------------------------------------------------------- ends
+
+    def _ended(self, job: Job, attempt: Attempt, decision: Decision, run: batch.RunDirectory) -> Change:
+        record = run.end_record()
+        attempt = evolve(
+            attempt,
+            batch_id=attempt.batch_id or record.batch_id,
+            started=record.started or attempt.started,
+            ended=record.ended or attempt.ended,
+            exit_code=decision.exit_code,
+            reason=decision.reason,
+            missed=None,
+        )
+        if decision.exit_code == 0:
+            return self._moved(job, S.EXECUTION_FINISHED, "", attempt)
+        reason = f": {decision.reason}" if decision.reason else ""
+        return self._moved(job, S.EXECUTION_FAILED, f"exit code {decision.exit_code}{reason}", attempt)
+
+    def _never_started(
+        self, job: Job, attempt: Attempt, decision: Decision, seen: Observation | None
+    ) -> Change:
+        attempt = evolve(
+            attempt, ended=attempt.ended or self.clock.now(), reason=decision.reason, missed=None
+        )
+        if job.intent is Intent.CANCELLED:
+            if seen is not None and seen.state is not NativeState.ENDED:
+                # It can do no harm, but it would stand in the queue.
+                self._ask(self.scheduling.cancel, evolve(job, attempt=attempt))
+            return self._moved(job, S.JOB_CANCELLED, "cancelled before it started", attempt)
+        if seen is not None and seen.state is NativeState.ENDED:
+            return self._moved(
+                job, S.EXECUTION_FAILED, f"ended before it started: {decision.reason}", attempt
+            )
+        return self._moved(
+            job, S.PREPROCESSED, f"attempt {attempt.number} never started: {decision.reason}", attempt
+        )
+
+    def _interrupted(self, job: Job, attempt: Attempt, decision: Decision) -> Change:
+        exit_code = attempt.exit_code if decision.exit_code is None else decision.exit_code
+        reason = decision.reason or "the batch system ended it"
+        attempt = evolve(attempt, exit_code=exit_code, reason=reason, missed=None)
+        return self._moved(job, S.EXECUTION_FAILED, f"interrupted: {reason}", attempt)
+
+    def _moved(self, job: Job, state: JobState, message: str, attempt: Attempt) -> Change:
+        if job.state is S.LOST:
+            self.clear(f"job {job.id}", f"it is {state} now")
+        failed = S.EXECUTION_FAILED if state is S.EXECUTION_FAILED else None
+        return Change(
+            job, (job.moved(state, self.clock.now(), message, attempt=attempt, failed_state=failed),)
+        )
+
+    # --------------------------------------------------------------- what users want of them
+
+    def _ask(self, request: Callable[..., Answer], job: Job) -> bool:
+        """Ask the batch system for something; tell whether it agreed. A failure is asked again later."""
+        try:
+            answer = request(references=[self._reference(job)])
+        except Unavailable as error:
+            log.warning("job %d: the batch system was not to be asked: %s", job.id, error)
+            return False
+        for reason in answer.refused.values():
+            log.warning("job %d: the batch system refused: %s", job.id, reason)
+        return not answer.refused
+
+    def _hold_and_release(
+        self, jobs: Sequence[Job], seen: Mapping[int, Observation], changes: dict[int, Change]
+    ) -> None:
+        """Ask for what users want of waiting attempts; the state follows when a listing shows it."""
+        waiting = {NativeState.QUEUED: Intent.HELD, NativeState.HELD: Intent.RUN}
+        for job in jobs:
+            observation = seen.get(job.id)
+            if observation is None or waiting.get(observation.state) is not job.intent:
+                continue
+            after = changes[job.id].after if job.id in changes else job
+            attempt = _attempt(after)
+            hold = job.intent is Intent.HELD
+            if not hold and not attempt.held:
+                continue  # held by somebody else, who will release it
+            if not self._ask(self.scheduling.hold if hold else self.scheduling.release, after):
+                continue
+            path = changes[job.id].path if job.id in changes else (job,)
+            noted = evolve(path[-1], attempt=evolve(attempt, held=hold))
+            changes[job.id] = Change(job, (*path[:-1], noted))
+
+
+def _attempt(job: Job) -> Attempt:
+    assert job.attempt is not None, f"job {job.id} is {job.state} without an attempt"
+    return job.attempt
