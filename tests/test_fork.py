@@ -1,171 +1,32 @@
-"""Hold the fork batch system to its word, with real processes that are really killed."""
+"""Hold the fork batch system to its word as a user sees it, with real processes."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fork_helpers import Spool, group_members, submitter, wait_for
 
 from edgecore import serial
 from edgecore.builtin.fork import ForkScheduling
-from edgecore.builtin.fork_spool import lock_file, log, process_start, process_stat, supervised
+from edgecore.builtin.fork_spool import supervised
 from edgecore.errors import ConfigurationError, SchedulerUnavailable
 from edgecore.models import (
     Group,
     NativeState,
-    Observation,
     Reference,
     Refusal,
     Refused,
-    SiteContext,
-    Submission,
-    Submitted,
 )
-
-DEADLINE_S = 30.0
-
-SUBMITTER = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from test_fork import Spool
-spool = Spool(Path({root!r}), {settings!r})
-for number in range({count}):
-    spool.submit({text!r}, prefix={prefix!r} + str(number) + "x", wall_time_minutes={minutes})
-print("submitted", flush=True)
-time.sleep({stay_s})
-"""
-
-
-def wait_for(condition: Callable[[], Any], what: str) -> None:
-    """Come back when *condition* holds; fail when it does not within the deadline."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for: {what}"
-        time.sleep(0.01)
-
-
-class Spool:
-    """One site with one fork batch system, and what a test does with it."""
-
-    def __init__(self, root: Path, settings: dict[str, Any] | None = None) -> None:
-        self.root = root
-        self.place = root / ".fork"
-        self.driver = self.open(**(settings or {}))
-
-    def open(self, **settings: Any) -> ForkScheduling:
-        """Open a driver on the spool, as a service that starts does."""
-        self.driver = ForkScheduling(**{"slots": 2, "kill_grace_s": 0.3, "idle_s": 5.0, **settings})
-        environment = {"SITE": "one"}
-        self.profile = self.driver.open(
-            site=SiteContext(site="here", work_directory=self.root, environment=environment)
-        )
-        return self.driver
-
-    def submission(self, tag: str, text: str) -> Submission:
-        """Make a run directory with a batch script."""
-        directory = self.root / "run" / tag
-        directory.mkdir(parents=True)
-        (directory / "batch.sh").write_text(text)
-        return Submission(tag=tag, script=directory / "batch.sh", directory=directory, comment=f"about {tag}")
-
-    def submit(self, text: str, *, count: int = 1, prefix: str = "job", **wishes: Any) -> list[Reference]:
-        """Submit *count* like jobs as one group; ``@DIR@`` in the script stands for its directory."""
-        tags = [f"{prefix}{number}" for number in range(count)]
-        where = str(self.root / "run")
-        group = Group(
-            tag=tags[0],
-            submissions=tuple(self.submission(tag, text.replace("@DIR@", f"{where}/{tag}")) for tag in tags),
-            **{"num_nodes": 1, "processes_per_node": 1, "wall_time_minutes": 10, **wishes},
-        )
-        answers = self.driver.submit(group=group)
-        references = []
-        for index, submission in enumerate(group.submissions):
-            answer = answers[submission.tag]
-            assert isinstance(answer, Submitted), answer
-            references.append(
-                Reference(
-                    tag=submission.tag,
-                    group_tag=group.tag,
-                    index=index if count > 1 else None,
-                    batch_id=answer.batch_id,
-                    directory=submission.directory,
-                    submitted=0,
-                )
-            )
-        return references
-
-    def look(self, reference: Reference) -> Observation:
-        """Observe one job."""
-        return self.driver.observe(references=[reference])[reference.tag]
-
-    def wait_state(self, state: NativeState, references: Sequence[Reference]) -> list[Observation]:
-        """Wait until all jobs are seen in *state*."""
-        seen: dict[str, Observation] = {}
-
-        def reached() -> bool:
-            seen.update(self.driver.observe(references=references))
-            return all(seen[reference.tag].state is state for reference in references)
-
-        wait_for(reached, f"{state} of {len(references)} jobs, seen {seen}")
-        return [seen[reference.tag] for reference in references]
-
-    def wait_ended(self, references: Sequence[Reference]) -> list[Observation]:
-        """Wait until all jobs have ended."""
-        return self.wait_state(NativeState.ENDED, references)
-
-    def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        """Ask or change the database behind everybody's back."""
-        with contextlib.closing(sqlite3.connect(self.place / "jobs.sqlite", timeout=10)) as database:
-            rows = database.execute(query, values).fetchall()
-            database.commit()
-        return rows
-
-    def pid(self, reference: Reference) -> int:
-        """Return the process id of a job that runs."""
-        ((pid,),) = self.rows("SELECT pid FROM jobs WHERE id = ?", reference.batch_id)
-        return int(pid)
-
-    def supervisor(self) -> int | None:
-        """Return the process id of the supervisor that lives, by what the lock file says."""
-        words = lock_file(self.place).read_text().split() if lock_file(self.place).exists() else []
-        return int(words[0]) if words and str(process_start(int(words[0]))) == words[1] else None
-
-    def kill_supervisor(self) -> None:
-        """Kill the supervisor as a machine does that is short of memory."""
-        pid = self.supervisor()
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: not supervised(self.place), "the lock to be free")
-
-    @contextlib.contextmanager
-    def unattended(self) -> Iterator[None]:
-        """Keep supervisors away, as if one lived that does nothing."""
-        with open(lock_file(self.place), "a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-    def stop(self) -> None:
-        """Leave no process behind."""
-        self.driver.close()
-        while (pid := self.supervisor()) is not None:
-            os.kill(pid, signal.SIGKILL)
-            wait_for(lambda pid=pid: process_start(pid) is None, "the supervisor's end")  # type: ignore[misc]
-        for pid, start in self.rows("SELECT pid, pid_start FROM jobs WHERE state = 'RUNNING'"):
-            if process_start(pid) == start:
-                os.killpg(pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -173,33 +34,6 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
     made = Spool(tmp_path)
     yield made
     made.stop()
-
-
-def group_members(leader: int) -> list[int]:
-    """Return the processes of a process group that are not dead."""
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        stat = process_stat(int(name))
-        if stat is not None and int(stat[2]) == leader and stat[0] not in (b"Z", b"X"):
-            found.append(int(name))
-    return found
-
-
-@contextlib.contextmanager
-def submitter(spool: Spool, text: str, **wishes: Any) -> Iterator[subprocess.Popen[str]]:
-    """Run another process that submits to the spool; it has submitted when this returns."""
-    values = {"count": 1, "prefix": "other", "minutes": 10, "stay_s": 0, "settings": {}, **wishes}
-    program = SUBMITTER.format(tests=str(Path(__file__).parent), root=str(spool.root), text=text, **values)
-    with subprocess.Popen(
-        [sys.executable, "-c", program],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={"PYTHONPATH": str(Path(__file__).parents[1])},
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 # ------------------------------------------------------------------ without any process
@@ -570,12 +404,13 @@ def test_never_more_jobs_run_than_there_are_slots(spool: Spool) -> None:
 @pytest.mark.slow
 def test_a_job_that_does_not_fit_lets_smaller_ones_pass(spool: Spool) -> None:
     until = "while [ ! -e %s/go ]; do sleep 0.02; done\n" % spool.root  # noqa: UP031
-    first = spool.submit(until, prefix="first")
-    spool.wait_state(NativeState.RUNNING, first)
-    wide = spool.submit("exit 0\n", prefix="wide", processes_per_node=2)
-    small = spool.submit("exit 0\n", prefix="small")
+    with spool.unattended():  # all three wait when the first one is started
+        first = spool.submit(until, prefix="first")
+        wide = spool.submit("exit 0\n", prefix="wide", processes_per_node=2)
+        small = spool.submit("exit 0\n", prefix="small")
     spool.wait_ended(small)
-    assert NativeState.QUEUED is spool.look(wide[0]).state
+    assert spool.look(wide[0]).state is NativeState.QUEUED
+    assert spool.look(first[0]).state is NativeState.RUNNING
     (spool.root / "go").touch()
     spool.wait_ended([*first, *wide])
 
@@ -650,185 +485,3 @@ def test_two_services_on_one_spool_never_start_a_job_twice(spool: Spool) -> None
         assert (one.wait(60), other.wait(60)) == (0, 0)
     wait_for(lambda: spool.rows("SELECT count(*) FROM jobs WHERE state = 'ENDED'") == [(80,)], "80 ends")
     assert [path.read_text() for path in (spool.root / "run").glob("*/ran")] == ["ran\n"] * 80
-
-
-# ------------------------------------------------------------------------ the supervisor
-
-
-@pytest.mark.slow
-def test_a_killed_supervisor_is_replaced_and_the_next_one_sees_the_end(spool: Spool) -> None:
-    (job,) = spool.submit("sleep 100 & while [ ! -e @DIR@/go ]; do sleep 0.02; done; exit 5\n")
-    spool.wait_state(NativeState.RUNNING, [job])
-    pid = spool.pid(job)
-    spool.kill_supervisor()
-    assert NativeState.RUNNING is spool.look(job).state
-    assert supervised(spool.place)
-    assert pid == spool.pid(job)
-    (job.directory / "go").touch()
-    (seen,) = spool.wait_ended([job])
-    assert (seen.exit_code, seen.signal) == (None, None)
-    assert "the exit code is not known" in seen.reason
-    wait_for(lambda: not group_members(pid), "the end of what the adopted job left behind")
-
-
-@pytest.mark.slow
-def test_a_job_that_ended_while_no_supervisor_lived_has_ended(spool: Spool) -> None:
-    (job,) = spool.submit("while [ ! -e @DIR@/go ]; do sleep 0.02; done; touch @DIR@/over\n")
-    spool.wait_state(NativeState.RUNNING, [job])
-    pid, start = spool.pid(job), process_start(spool.pid(job))
-    spool.kill_supervisor()
-    (job.directory / "go").touch()
-    wait_for(lambda: process_start(pid) != start, "the job's end")
-    (seen,) = spool.wait_ended([job])
-    assert seen.exit_code is None
-    assert (job.directory / "over").exists()
-
-
-@pytest.mark.slow
-def test_the_next_supervisor_enforces_walltime_and_cancel_of_adopted_jobs(spool: Spool) -> None:
-    spool.driver.close()
-    spool.open(minute_s=0.05)
-    stubborn = "trap '' TERM; touch @DIR@/begun; while :; do sleep 0.05; done\n"
-    (limited,) = spool.submit(stubborn, prefix="limited", wall_time_minutes=20)
-    (unwanted,) = spool.submit(stubborn, prefix="unwanted", wall_time_minutes=100_000)
-    jobs = [limited, unwanted]
-    wait_for(lambda: all((job.directory / "begun").exists() for job in jobs), "both jobs at work")
-    spool.kill_supervisor()
-    spool.driver.cancel(references=[unwanted])
-    assert [seen.reason for seen in spool.wait_ended(jobs)] == ["time limit", "cancelled"]
-    wait_for(lambda: not any(group_members(spool.pid(job)) for job in jobs), "the ends of both groups")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("boot", ["boot", "'another'"], ids=["same boot", "other boot"])
-def test_a_process_that_only_has_the_number_of_a_job_is_never_signalled(spool: Spool, boot: str) -> None:
-    (job,) = spool.submit("sleep 100\n")
-    spool.wait_state(NativeState.RUNNING, [job])
-    spool.kill_supervisor()
-    os.killpg(spool.pid(job), signal.SIGKILL)
-    with subprocess.Popen(["/bin/sleep", "100"], start_new_session=True) as stranger:
-        try:
-            start = process_start(stranger.pid)
-            assert start is not None
-            other_start = start - (boot == "boot")  # the same number, at another time: of this boot or of all
-            spool.rows(
-                f"UPDATE jobs SET stop = 'cancelled', boot = {boot}, pid = ?, pid_start = ?",
-                stranger.pid,
-                other_start,
-            )
-            (seen,) = spool.wait_ended([job])
-            assert (boot != "boot") == ("this host restarted" in seen.reason)
-            spool.driver.cancel(references=[job])
-            spool.wait_ended(spool.submit("exit 0\n", prefix="other"))  # the supervisor had every occasion
-            assert stranger.poll() is None
-        finally:
-            stranger.kill()
-
-
-KILLED_SUPERVISOR = """
-import os, sys
-from pathlib import Path
-from edgecore.builtin import fork_supervisor
-from edgecore.builtin.fork_spool import lock_file
-place = Path(sys.argv[1])
-lock = os.open(lock_file(place), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-assert fork_supervisor._take(lock)
-def die(*_, **__): os.kill(os.getpid(), 9)
-setattr(fork_supervisor.Supervisor if sys.argv[2] == "_commit" else fork_supervisor, sys.argv[2], die)
-supervisor = fork_supervisor.Supervisor(place, lock)
-supervisor.recover()
-supervisor.run()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("instruction", "ran", "exit_code"),
-    [("_commit", "ran\n", 0), ("_shut", "", None)],
-    ids=["before the row says running", "before the gate is opened"],
-)
-def test_a_supervisor_killed_while_it_starts_a_job_never_makes_it_run_twice(
-    spool: Spool, instruction: str, ran: str, exit_code: int | None
-) -> None:
-    (spool.root / "ran").touch()
-    with spool.unattended():
-        (job,) = spool.submit(f"echo ran >>{spool.root}/ran\n")
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED_SUPERVISOR, str(spool.place), instruction],
-        env={"PYTHONPATH": str(Path(__file__).parents[1])},
-        timeout=DEADLINE_S,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL
-    (seen,) = spool.wait_ended([job])
-    assert exit_code == seen.exit_code
-    assert ran == (spool.root / "ran").read_text()
-
-
-@pytest.mark.slow
-def test_killing_supervisors_again_and_again_runs_no_job_twice_and_forgets_none(spool: Spool) -> None:
-    jobs = spool.submit("echo ran >>@DIR@/ran; sleep 0.01\n", count=60)
-    for share in range(5, 60, 5):
-        wait_for(
-            lambda share=share: len(list((spool.root / "run").glob("*/ran"))) >= share,  # type: ignore[misc]
-            f"{share} jobs begun",
-        )
-        if spool.supervisor() is not None:
-            spool.kill_supervisor()
-        spool.driver.observe(references=jobs[:1])
-    for job, end in zip(jobs, spool.wait_ended(jobs), strict=True):
-        ran = job.directory / "ran"
-        assert ran.read_text().split() == ["ran"] if ran.exists() else end.exit_code is None
-
-
-@pytest.mark.slow
-def test_an_end_is_kept_while_the_database_cannot_be_written(spool: Spool) -> None:
-    (job,) = spool.submit("while [ ! -e @DIR@/go ]; do sleep 0.02; done; exit 5\n")
-    spool.wait_state(NativeState.RUNNING, [job])
-    spool.rows("ALTER TABLE jobs RENAME TO away")
-    try:
-        (job.directory / "go").touch()
-        wait_for(lambda: "trying again" in log(spool.place).read_text(), "the supervisor's trouble")
-    finally:
-        spool.rows("ALTER TABLE away RENAME TO jobs")
-    (seen,) = spool.wait_ended([job])
-    assert seen.exit_code == 5
-
-
-@pytest.mark.slow
-def test_the_supervisor_goes_away_when_it_is_idle_and_forgets_no_job_in_going(spool: Spool) -> None:
-    spool.driver.close()
-    spool.open(idle_s=0)
-    for number in range(15):
-        (job,) = spool.submit("exit 0\n", prefix=f"a{number}x")
-        # No observation here, which would start a supervisor: the submission alone must do.
-        ended = partial(spool.rows, "SELECT 1 FROM jobs WHERE state = 'ENDED' AND id = ?", job.batch_id)
-        wait_for(ended, "the job's end")
-    wait_for(lambda: not supervised(spool.place), "the supervisor to go")
-    wait_for(lambda: not list((spool.place / "bells").iterdir()), "its bell to be gone")
-
-
-@pytest.mark.slow
-def test_a_supervisor_that_waits_costs_nothing(spool: Spool) -> None:
-    (job,) = spool.submit("sleep 100\n")
-    spool.wait_state(NativeState.RUNNING, [job])
-    pid = spool.supervisor()
-    assert pid is not None
-    before = process_stat(pid)
-    threading.Event().wait(2.0)  # the span of the measurement
-    after = process_stat(pid)
-    assert before is not None
-    assert after is not None
-    ticks = sum(map(int, after[11:13])) - sum(map(int, before[11:13]))
-    assert ticks <= 1
-
-
-@pytest.mark.slow
-def test_an_ended_job_stays_listed_for_the_configured_days(spool: Spool) -> None:
-    old, recent = spool.submit("exit 0\n", count=2)
-    spool.wait_ended([old, recent])
-    spool.kill_supervisor()
-    spool.rows("UPDATE jobs SET ended = ended - 15 * 86400 * 1000000 WHERE id = ?", old.batch_id)
-    assert {old.tag, recent.tag} == set(spool.driver.observe(references=[old, recent]))
-    spool.wait_ended(spool.submit("exit 0\n", prefix="later"))
-    wait_for(lambda: set(spool.driver.observe(references=[old, recent])) == {recent.tag}, "the purge")

@@ -157,8 +157,8 @@ class ForkScheduling(Scheduling):
         answers: dict[str, SubmissionAnswer] = {}
         now = Clock().now()
         with self._writing() as database:
-            for place, submission in enumerate(group.submissions):
-                batch_id = self._insert(database, group, submission, place, now)
+            for submission in group.submissions:
+                batch_id = self._insert(database, group, submission, now)
                 answers[submission.tag] = Submitted(batch_id=str(batch_id))
         try:
             self._wake()
@@ -249,9 +249,7 @@ class ForkScheduling(Scheduling):
             return f"this batch system has no options, but was given: {', '.join(sorted(group.options))}"
         return ""
 
-    def _insert(
-        self, database: sqlite3.Connection, group: Group, submission: Submission, place: int, now: int
-    ) -> int:
+    def _insert(self, database: sqlite3.Connection, group: Group, submission: Submission, now: int) -> int:
         request = {
             "script": str(submission.script),
             "directory": str(submission.directory),
@@ -266,7 +264,7 @@ class ForkScheduling(Scheduling):
             (
                 submission.tag,
                 group.tag,
-                place if len(group.submissions) > 1 else None,
+                submission.index,
                 group.num_nodes * group.processes_per_node,
                 group.wall_time_minutes * self.minute_s,
                 json.dumps(request),

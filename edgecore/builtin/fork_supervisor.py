@@ -60,9 +60,6 @@ _LOG_LIMIT_BYTES: Final = 1_000_000
 _NOT_INHERITED: Final = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGHUP)
 
 
-# -------------------------------------------------------------------------- processes
-
-
 def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
 
@@ -157,9 +154,6 @@ class _WatchedBell(Bell):
 
     def fileno(self) -> int:
         return self._fd
-
-
-# -------------------------------------------------------------------------- the supervisor
 
 
 class Supervisor:
@@ -433,9 +427,6 @@ def _shut(started: dict[int, _Running], gates: dict[int, int], keep: list[int] |
     for job, running in started.items():
         if job not in keep:
             running.forget()
-
-
-# -------------------------------------------------------------------------- the process
 
 
 def main(spool: str) -> None:
