@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import pytest
+
+from edgecore.builtin import queue as queue_module
 from edgecore.builtin.queue import SqliteMessaging
 from edgecore.models import Delivery, OutgoingMessage, Queue, SiteContext, Topology, Verdict
+from edgecore.wakeup import Bell
 
 __all__ = [
     "SITE",
@@ -23,7 +26,7 @@ __all__ = [
     "opened",
     "settle",
     "take",
-    "until",
+    "waiting_bells",
 ]
 
 SITE = SiteContext(site="theta", work_directory=Path("/nowhere"))
@@ -40,8 +43,12 @@ Open = Callable[..., SqliteMessaging]
 
 def opened(url: str, **settings: float) -> SqliteMessaging:
     driver = SqliteMessaging(url=url, **settings)
-    driver.open(site=SITE)
-    driver.declare(topology=TOPOLOGY)
+    try:
+        driver.open(site=SITE)
+        driver.declare(topology=TOPOLOGY)
+    except BaseException:
+        driver.close()
+        raise
     return driver
 
 
@@ -67,16 +74,21 @@ def settle(
     return driver.settle(deliveries=deliveries, verdict=verdict, reason=why).count
 
 
-def until(condition: Callable[[], object], what: str, limit_s: float = 20.0) -> None:
-    deadline = time.monotonic() + limit_s
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain until {what}"
-        pause.wait(0.005)
-
-
 def flags(deliveries: Sequence[Delivery]) -> list[tuple[str | None, bool]]:
     return [(delivery.message_id, delivery.redelivered) for delivery in deliveries]
+
+
+def waiting_bells(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Return an event that is set when a `receive` has found nothing and goes to sleep."""
+    sleeps = threading.Event()
+
+    class ToldBell(Bell):
+        def wait(self, timeout_s: float) -> bool:
+            sleeps.set()
+            return super().wait(timeout_s)
+
+    monkeypatch.setattr(queue_module, "Bell", ToldBell)
+    return sleeps
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from queue_helpers import (
     opened,
     settle,
     take,
-    until,
+    waiting_bells,
 )
 
 from edgecore.builtin import queue as queue_module
@@ -388,11 +388,14 @@ def test_settling_before_any_receive_counts_nothing(connect: Open) -> None:
     assert settle(other, take(one)) == 0
 
 
-def test_close_wakes_a_receive_that_waits(connect: Open, path: Path) -> None:
+def test_close_wakes_a_receive_that_waits(connect: Open, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeps = waiting_bells(monkeypatch)
+    monkeypatch.setattr(queue_module, "_LOOK_S", 60.0)  # so that only the bell can end the wait
     driver = connect()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(driver.receive, queue="theta", limit=1, timeout_s=60)
-        until(lambda: list(Path(f"{path}.d/bells").glob("*/*")), "a bell hangs")
+        assert sleeps.wait(20)
+        assert list(Path(f"{path}.d/bells").glob("*/*"))
         driver.close()
 
         assert list(waiting.result(timeout=5)) == []
@@ -448,6 +451,16 @@ def test_opening_and_closing_beside_others_never_fails(url: str) -> None:
     driver = opened(url)
     assert len(take(driver)) == 32
     driver.close()
+
+
+def test_looking_into_an_empty_queue_does_not_wait_for_who_is_writing(connect: Open, path: Path) -> None:
+    driver = connect(busy_timeout_s=0.05)
+    take(driver)  # from here on it is a consumer
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+
+    assert take(driver) == ()
+    writer.close()
 
 
 # ---------------------------------------------------------------------------------- speed
