@@ -136,6 +136,17 @@ def test_a_hole_in_a_file_stays_a_hole(tmp_path: Path) -> None:
     assert source.read_bytes() == copied.read_bytes()
 
 
+def test_what_a_former_copy_left_in_the_place_of_a_hole_does_not_stay(tmp_path: Path) -> None:
+    source, here = tmp_path / "source", tmp_path / "here"
+    with source.open("wb") as file:
+        file.seek(4 * MEBIBYTE)
+        file.write(b"end")
+    here.mkdir()
+    (here / part_name("source")).write_bytes(b"old" * MEBIBYTE)
+    fetch(source, here)
+    assert source.read_bytes() == (here / "source").read_bytes()
+
+
 def test_special_permission_bits_are_not_kept(tmp_path: Path) -> None:
     source = tmp_path / "program"
     source.touch()

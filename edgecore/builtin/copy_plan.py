@@ -205,7 +205,7 @@ def _links_that_leave(plan: Plan) -> list[str]:
         for link in directory.links
     }
     return [
-        f"the link {shown('/'.join(parts))} -> {shown(target)} leaves the tree; copy what it leads to instead"
+        f"the link {shown('/'.join(parts))} -> {shown(target)} leaves the tree or leads in circles; put there what it leads to"
         for parts, target in targets.items()
         if not _stays(parts[:-1], target, targets)
     ]
