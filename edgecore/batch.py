@@ -194,7 +194,7 @@ class RunDirectory:
                 batch_id=str(record["batch_id"]),
                 host=str(record["host"]),
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ArithmeticError, ValueError, KeyError, TypeError):
             return EndRecord()
 
 
@@ -230,6 +230,7 @@ class ScriptValues:
     prologue: str = ""
     """Shell text of the site's operator, before the application: modules, limits."""
     epilogue: str = ""
+    """Shell text of the site's operator, after the application, in a shell of its own."""
 
 
 # External commands: mv to take the token, date twice, mv to give it back; sleep only when a file
@@ -264,8 +265,8 @@ claim() {
         done
         for token in running.*; do
             [ -e "$$token" ] || continue
-            case $$token in
-            "running.$$batch_id."*) [ "$$restartable" = yes ] || leave "found $$token, may not start again" ;;
+            case $${token%.*} in
+            "$${mine%.*}") [ "$$restartable" = yes ] || leave "found $$token, may not start again" ;;
             *) leave "found $$token of another batch id" ;;
             esac
             mv "$$token" "$$mine" 2>/dev/null && return 0
@@ -292,9 +293,12 @@ claim
 started=$$(date -u +%s)
 code=126
 if cd "$$data"; then
+    # The site's text runs in shells of its own: what it sets, or an exit, cannot cost us the end.
+    (
 $environment
 $prologue
-    $command >>stdout.$attempt.txt 2>>stderr.$attempt.txt </dev/null &
+        exec $command
+    ) >>stdout.$attempt.txt 2>>stderr.$attempt.txt </dev/null &
     child=$$!
     # A stop that came before the child was known has not been forwarded.
     [ -z "$$interrupted" ] || kill -TERM "$$child" 2>/dev/null
@@ -308,7 +312,11 @@ $prologue
         again=$$?
         [ "$$again" -eq 127 ] || code=$$again
     done
+    child=
+    (
+        :
 $epilogue
+    )
 fi
 cd "$$run" || exit $abstained
 [ -e "$$mine" ] || [ -e "ended.$$code" ] || leave "ended with $$code after it was stopped"
