@@ -318,7 +318,7 @@ def test_the_environment_is_built_and_never_that_of_the_service(
 
 @pytest.mark.slow
 def test_a_job_inherits_no_open_file_and_no_ignored_signal(spool: Spool) -> None:
-    (job,) = spool.submit("ls /proc/$$/fd; grep -E 'Sig(Ign|Blk)' /proc/$$/status\n")
+    (job,) = spool.submit("ls /proc/$$/fd; grep -E 'Sig(Ign|Blk)' /proc/self/status\n")
     (seen,) = spool.wait_ended([job])
     words = (job.directory / "batch.out").read_text().split()
     numbers = {word for word in words if word.isdigit() and len(word) < 4}

@@ -223,7 +223,7 @@ class Supervisor:
         over = {job for job, _ in ends}
         stops = self._stop_due(settings["kill_grace_s"], over)
         taken = sum(running.slots for running in self._running.values() if running.job not in over)
-        started, failed, gates = self._spawn(round(settings["slots"]) - taken)
+        started, failed, gates = self._spawn(self._choose(round(settings["slots"]) - taken))
         try:
             kept = self._commit(ends, stops, started, failed) if ends or stops or started or failed else []
         except BaseException:
@@ -303,27 +303,35 @@ class Supervisor:
             changed.append(running)
         return changed
 
-    def _spawn(self, free: int) -> tuple[dict[int, _Running], list[tuple[int, _End]], dict[int, int]]:
-        """Spawn behind their gates the oldest jobs that fit into *free* slots (first fit).
+    def _choose(self, free: int) -> list[tuple[int, int, float, str]]:
+        """Return the oldest waiting jobs that fit into *free* slots (first fit)."""
+        self._again_s = _LOOK_S
+        chosen: list[tuple[int, int, float, str]] = []
+        rows = self._database.execute(
+            "SELECT id, slots, limit_s, request FROM jobs WHERE state = 'QUEUED' AND slots <= ? ORDER BY id",
+            (free,),
+        )
+        while free > 0 and (row := rows.fetchone()):
+            if len(chosen) == _STARTS_AT_ONCE:  # give ends and stops their turn
+                self._again_s = 0.0
+                break
+            if row[1] <= free:
+                free -= row[1]
+                chosen.append(row)
+        rows.close()
+        return chosen
+
+    def _spawn(
+        self, chosen: list[tuple[int, int, float, str]]
+    ) -> tuple[dict[int, _Running], list[tuple[int, _End]], dict[int, int]]:
+        """Spawn the chosen jobs, each behind its gate.
 
         Returns them, those that cannot be started at all, and the gates: job -> file descriptor.
         """
         started: dict[int, _Running] = {}
         failed: list[tuple[int, _End]] = []
         gates: dict[int, int] = {}
-        self._again_s = _LOOK_S
-        if free <= 0:
-            return started, failed, gates
-        rows = self._database.execute(
-            "SELECT id, slots, limit_s, request FROM jobs WHERE state = 'QUEUED' AND slots <= ? ORDER BY id",
-            (free,),
-        )
-        for job, slots, limit_s, request in rows:
-            if slots > free:
-                continue
-            if len(started) + len(failed) >= _STARTS_AT_ONCE:  # give ends and stops their turn
-                self._again_s = 0.0
-                break
+        for job, slots, limit_s, request in chosen:
             try:
                 pid, gates[job] = self._spawn_one(job, json.loads(request))
             except (OSError, ValueError, KeyError) as error:
@@ -331,14 +339,11 @@ class Supervisor:
                     self._again_s = _RETRY_S
                     break
                 failed.append((job, _End(127, None, f"it could not be started: {error}")))
+                self._again_s = 0.0  # its slots are free again
                 continue
             stat = process_stat(pid)
             assert stat is not None  # a child stays until we reap it
             started[job] = _Running(job, pid, int(stat[19]), slots, limit_s)
-            free -= slots
-            if free <= 0:
-                break
-        rows.close()
         return started, failed, gates
 
     def _spawn_one(self, job: int, request: dict[str, object]) -> tuple[int, int]:
