@@ -385,7 +385,9 @@ class Engine:
         step = tasks[0].step
         if isinstance(step, Watch):
             self._unanswered(error) if error else self._answered()
-        elif error is not None and not isinstance(error, EdgeError | OSError):
+        elif isinstance(error, EdgeError | OSError):
+            log.warning("%s of %s: %s", step.lane, [task.job.id for task in tasks], error)
+        elif error is not None:
             log.error(
                 "unexpected error in lane %s of %s", step.lane, [t.job.id for t in tasks], exc_info=error
             )

@@ -680,6 +680,8 @@ class Delivery:
     """The user that the broker validated, else None."""
     reply_to: str | None = None
     redelivered: bool = False
+    reason: str = ""
+    """Why it was refused, when it comes from a queue of dead letters."""
 
 
 class Verdict(StrEnum):
