@@ -268,7 +268,7 @@ from pathlib import Path
 from edgecore.builtin.copy import FileTransfer
 write = os.pwrite
 def slowly(*given):
-    time.sleep(0.02)
+    time.sleep(0.005)
     return write(*given)
 os.pwrite = slowly
 FileTransfer().fetch(url=sys.argv[1], directory=Path(sys.argv[2]), progress=lambda update: None)
@@ -335,11 +335,11 @@ def test_progress_ends_with_everything(tree: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every write take a while."""
+    """Make every write take a while: 256 KiB in 25 ms."""
     write = os.pwrite
 
     def slowly(*given: object) -> int:
-        time.sleep(0.1)
+        time.sleep(0.025)
         return write(*given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(os, "pwrite", slowly)

@@ -98,6 +98,8 @@ class Plan:
 def shown(name: str | Path) -> str:
     """Write a name for people: bytes that are no text, and control characters, become escapes."""
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -205,7 +207,8 @@ def _links_that_leave(plan: Plan) -> list[str]:
         for link in directory.links
     }
     return [
-        f"the link {shown('/'.join(parts))} -> {shown(target)} leaves the tree or leads in circles; put there what it leads to"
+        f"the link {shown('/'.join(parts))} -> {shown(target)} leaves the tree or leads in circles; "
+        "put there what it leads to"
         for parts, target in targets.items()
         if not _stays(parts[:-1], target, targets)
     ]
