@@ -42,7 +42,6 @@ __all__ = [
     "argument_list",
     "check_application",
     "check_options",
-    "config_script_command",
     "launcher_arguments",
     "make_plan",
     "parse_config_script_output",
@@ -394,20 +393,6 @@ class _Place:
                 if not Path(os.path.realpath(self.data / str(path))).is_relative_to(root):
                     allowed = "a link leads out of the job's data directory"
                     yield Problem(f"{source}: {key}", serial.shorten(path), allowed)
-
-
-def config_script_command(application: Application, definition: JobDefinition, data: Path) -> tuple[str, ...]:
-    """Return the command that builds the argument list: the script and the job's file, if it names one.
-
-    Raises DefinitionError when that file is not there; ValueError when there is no config_script.
-    """
-    if application.config_script is None:
-        raise ValueError(f"application {application.name} has no config_script")
-    if definition.config_file is None:
-        return (application.config_script,)
-    directory = None if application.directory is None else Path(application.directory)
-    found = find_configuration(definition.config_file, data, directory)
-    return (application.config_script, str(found.path))
 
 
 def parse_config_script_output(output: bytes, name: str) -> tuple[str, ...]:

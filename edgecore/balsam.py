@@ -458,12 +458,11 @@ class Actions:
                 raise ActionFailed(
                     f"the site has no launcher {application.launcher}; see [launchers] in its file"
                 )
-            values = {
-                "{nodes}": definition.num_nodes,
-                "{processes}": definition.num_nodes * definition.processes_per_node,
-                "{processes_per_node}": definition.processes_per_node,
-            }
-            launcher = [str(values.get(argument, argument)) for argument in table.arguments]
+            launcher = applications.launcher_arguments(
+                table.arguments,
+                num_nodes=definition.num_nodes,
+                processes_per_node=definition.processes_per_node,
+            )
         plan = job.plan or Plan()
         return [*launcher, application.executable, *plan.arguments]
 

@@ -16,7 +16,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from attrs import Factory, evolve, frozen
 
-from edgecore import serial
+from edgecore import applications, serial
 from edgecore.errors import ConfigurationError, Problem
 from edgecore.models import BatchWord, Between, Count, Name, Option, SiteContext
 
@@ -276,6 +276,13 @@ def _check(config: SiteConfig, path: Path) -> None:
             problems.append(Problem(f"transfer[{number}].prefix", repr(entry.prefix), allowed))
     if problems:
         raise ConfigurationError(str(path), problems)
+    applications.check_options(config.scheduling.options, source=str(path))
+    for name, launcher in config.launchers.items():
+        try:
+            applications.launcher_arguments(launcher.arguments, num_nodes=1, processes_per_node=1)
+        except ConfigurationError as error:
+            located = (evolve(problem, path=f"launchers.{name}.{problem.path}") for problem in error.problems)
+            raise ConfigurationError(str(path), located) from None
 
 
 def _refused(path: Path, where: str, what: str) -> ConfigurationError:

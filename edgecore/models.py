@@ -209,7 +209,7 @@ class Parameter:
     list: bool = False
     """Whether several values are allowed; each becomes an argument of its own."""
     flag: str | None = None
-    """For a boolean: the argument that stands for true; false leaves it out."""
+    """The argument that comes and goes with the value; for a boolean, it stands for true."""
 
 
 @frozen(kw_only=True)

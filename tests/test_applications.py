@@ -18,7 +18,6 @@ from edgecore.applications import (
     argument_list,
     check_application,
     check_options,
-    config_script_command,
     launcher_arguments,
     make_plan,
     parse_config_script_output,
@@ -455,20 +454,10 @@ def test_a_config_script_makes_the_arguments_and_options_are_still_read(data: Pa
     (data / "batch.cfg").write_text("constraint = knl")
     (data / "app.cfg").write_bytes(b"\xff anything at all")
     wanted = job(config_file="app.cfg", scheduler_config="batch.cfg")
-    assert config_script_command(application, wanted, data) == ("/soft/make", str(data / "app.cfg"))
     plan = make_plan(application, wanted, data, OPTIONS, arguments=("--raw", "1"))
     assert plan == Plan(("--raw", "1"), {"constraint": "knl"})
     with pytest.raises(DefinitionError, match="num_nodes"):
         make_plan(application, job(num_nodes=3), data, OPTIONS, arguments=())
-
-
-def test_a_config_script_without_a_file_gets_no_file(data: Path) -> None:
-    application = evolve(entry(), config_script="/soft/make")
-    assert config_script_command(application, job(), data) == ("/soft/make",)
-    with pytest.raises(DefinitionError, match="there is no such file"):
-        config_script_command(application, job(config_file="a"), data)
-    with pytest.raises(ValueError, match="has no config_script"):
-        config_script_command(entry(), job(), data)
 
 
 def test_arguments_go_with_a_config_script_and_only_so(data: Path) -> None:

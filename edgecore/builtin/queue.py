@@ -124,6 +124,8 @@ class SqliteMessaging(Messaging):
     busy_timeout_s: float = 10.0
     """How long to wait, in seconds, for another process that is writing."""
     _session: _Session | None = field(init=False, default=None)
+    _wanted: bool = field(init=False, default=False)
+    _opening: threading.Lock = field(init=False, factory=threading.Lock)
 
     @hookimpl
     def open(self, site: SiteContext) -> MessagingProfile:
@@ -133,7 +135,8 @@ class SqliteMessaging(Messaging):
         """
         self.close()
         path = path_of(self.url)
-        self._session = _Session(QueueFile(path, self.busy_timeout_s))
+        self._wanted = True
+        self._opened()
         return MessagingProfile(
             broker=f"SQLite file {path}", validates_sender=False, version=sqlite3.sqlite_version
         )
@@ -190,7 +193,8 @@ class SqliteMessaging(Messaging):
         """
         if limit < 1:
             raise ValueError(f"limit must be at least 1, found {limit}")
-        return self._opened().receive(queue, limit, timeout_s)
+        with self._claiming() as session:
+            return session.receive(queue, limit, timeout_s)
 
     @hookimpl
     def settle(self, deliveries: Sequence[Delivery], verdict: Verdict, reason: str) -> Settled:
@@ -199,7 +203,12 @@ class SqliteMessaging(Messaging):
         A delivery of another connection, or settled before, is not counted. What is refused in a
         ``.rejected`` queue stays there with the new reason: nothing is thrown away.
         """
-        session = self._opened()
+        with self._claiming() as session:
+            return self._settle(session, deliveries, verdict, reason)
+
+    def _settle(
+        self, session: _Session, deliveries: Sequence[Delivery], verdict: Verdict, reason: str
+    ) -> Settled:
         claims = list(session.claims_of(deliveries))
         if not claims:
             return Settled(count=0)
@@ -221,6 +230,7 @@ class SqliteMessaging(Messaging):
 
         Never raises: what could not be put back goes back when others find this consumer gone.
         """
+        self._wanted = False
         session, self._session = self._session, None
         return Closed(message="" if session is None else session.close())
 
@@ -232,9 +242,26 @@ class SqliteMessaging(Messaging):
         return tuple(DeadLetter(message_id=name, reason=why, body=body) for name, why, body in rows)
 
     def _opened(self) -> _Session:
-        if self._session is None:
-            raise BrokerUnavailable(f"{self.url} is not open: open it first, or again after it was closed")
-        return self._session
+        with self._opening:
+            if not self._wanted:
+                raise BrokerUnavailable(
+                    f"{self.url} is not open: open it first, or again after it was closed"
+                )
+            if self._session is None:
+                self._session = _Session(QueueFile(path_of(self.url), self.busy_timeout_s))
+            return self._session
+
+    @contextlib.contextmanager
+    def _claiming(self) -> Iterator[_Session]:
+        """Give up a session whose claims became uncertain, so that what it holds goes to the next."""
+        session = self._opened()
+        try:
+            yield session
+        except BrokerUnavailable:
+            if self._session is session:
+                self._session = None
+            session.close()
+            raise
 
 
 class _Session:
