@@ -469,7 +469,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"analyse.py: {error}", file=sys.stderr)
         return 1
-    print(_as_json(sample, fit) if asked.json else _in_words(sample, fit))
+    print(_as_json(sample, fit) if asked.json else in_words(sample, fit))
     return 0
 
 
@@ -481,7 +481,8 @@ def _as_json(sample: Sample, fit: Fit) -> str:
     return json.dumps({**found, "fit": asdict(fit)}, indent=1)
 
 
-def _in_words(sample: Sample, fit: Fit) -> str:
+def in_words(sample: Sample, fit: Fit) -> str:
+    """Say in a few lines what the sample and the fit came to."""
     return "\n".join(
         (
             f"{sample.events} events from {len(sample.seeds)} processes, {sample.generator}",
