@@ -241,12 +241,20 @@ class Engine:
             event = self._events.get(timeout=timeout_s) if timeout_s > 0 else self._events.get_nowait()
         except queue.Empty:
             return
-        event()
+        self._handle(event)
 
     def _fire_timers(self) -> None:
         now = self.clock.monotonic()
         while self._timers and self._timers[0][0] <= now:
-            heapq.heappop(self._timers)[2]()
+            self._handle(heapq.heappop(self._timers)[2])
+
+    def _handle(self, event: Event) -> None:
+        """Act on an event; a mistake of ours in it must not end the service for all other jobs."""
+        try:
+            event()
+        except Exception as error:
+            log.exception("an event could not be handled")
+            self.raise_alarm("engine", f"a mistake in edgecore, please report it: {error!r}")
 
     def _after(self, seconds: float, event: Event) -> None:
         self._timer_number += 1

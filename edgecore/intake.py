@@ -22,7 +22,7 @@ from edgecore.admission import Admission
 from edgecore.control import Control
 from edgecore.drivers import MessagingRelay
 from edgecore.engine import Backoff, Engine
-from edgecore.errors import BrokerUnavailable, DefinitionError, StoreError
+from edgecore.errors import DefinitionError, EdgeError
 from edgecore.models import ControlMessage, Delivery, Job, JobDefinition, JobState, RoutingKey, Verdict
 from edgecore.reader import Reader
 from edgecore.store import Change, Store, status_of
@@ -82,10 +82,11 @@ class Intake:
                     if deliveries:
                         self._take(deliveries, reader)
                     failures = 0
-                except (BrokerUnavailable, StoreError) as error:
+                except Exception as error:
                     failures += 1
                     if failures == 1:
-                        log.warning("no job definitions can be taken: %s", error)
+                        expected = isinstance(error, EdgeError)
+                        log.warning("no job definitions can be taken: %s", error, exc_info=not expected)
                     self._stop.wait(self.backoff.after(failures))
 
     def _take(self, deliveries: Sequence[Delivery], reader: Reader) -> None:

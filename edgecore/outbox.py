@@ -17,7 +17,7 @@ from attrs import define, field
 
 from edgecore.drivers import MessagingRelay
 from edgecore.engine import Backoff, Engine
-from edgecore.errors import BrokerUnavailable
+from edgecore.errors import BrokerUnavailable, EdgeError
 from edgecore.models import OutgoingMessage
 from edgecore.reader import OutboxEntry, Reader
 from edgecore.store import Store
@@ -69,7 +69,7 @@ class Outbox:
                 self._news.clear()
                 try:
                     self._empty(reader)
-                except BrokerUnavailable as error:
+                except Exception as error:
                     since = since or self.engine.clock.monotonic()
                     failures += 1
                     self._complain(error, failures, since)
@@ -87,9 +87,10 @@ class Outbox:
                 else:
                     self._news.wait(wait_s)
 
-    def _complain(self, error: BrokerUnavailable, failures: int, since: float) -> None:
+    def _complain(self, error: Exception, failures: int, since: float) -> None:
         if failures == 1:
-            log.warning("the broker takes no messages: %s; they are kept", error)
+            expected = isinstance(error, EdgeError)
+            log.warning("the broker takes no messages: %s; they are kept", error, exc_info=not expected)
         silent_s = self.engine.clock.monotonic() - since
         if silent_s >= self.alarm_after_s:
             self.engine.raise_alarm(_BROKER, f"no answer for {silent_s / 60:.0f} minutes: {error}")
