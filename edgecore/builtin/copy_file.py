@@ -1,7 +1,8 @@
 """Bring one file to its place: find what is right already, resume what is partial, compare.
 
-Every function works on descriptors and on names relative to the descriptor of their directory,
-and follows no link.
+The kernel copies by itself where it can (a file system may then share blocks, a file server need not
+send them), and both sides are read back. Every function works on descriptors and on names relative to
+the descriptor of their directory, and follows no link.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
+from queue import SimpleQueue
 from typing import Final
 
 from attrs import Factory, define
@@ -24,11 +27,16 @@ __all__ = ["READ_FILE", "Hand", "make_link", "open_part"]
 READ_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 _WRITE: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NO_RANGES: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV})
+"""The file systems, the kernel or a container's rules do not let the kernel copy by itself."""
 _NO_LOCKS: Final = frozenset({errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 _MEBIBYTE: Final = 1024 * 1024
 _CHUNK_BYTES: Final = 256 * 1024
-"""Stays in a core's cache between write and comparison; larger writes also make the kernel look for
-larger pages, which can cost several times the copy itself."""
+"""Two of them stay in a core's cache while they are compared."""
+_STEP_BYTES: Final = _MEBIBYTE
+_STEPS_AHEAD: Final = 64
+_ALONE_BYTES: Final = 8 * _MEBIBYTE
+"""A longer file is compared in one thread while another writes it."""
 _ZEROS: Final = bytes(_CHUNK_BYTES)
 _WRITE_BACK_BYTES: Final = 32 * _MEBIBYTE
 """After so much of one file the disk is told to begin writing."""
@@ -70,9 +78,8 @@ class Hand:
         finally:
             os.close(opened)
 
-    def _agreement(self, source: int, target: int, limit: int) -> int:
-        """Return how many bytes from the beginning, in whole chunks, are the same in both."""
-        offset = 0
+    def _agreement(self, source: int, target: int, limit: int, offset: int = 0) -> int:
+        """Return up to where, in whole chunks from *offset*, both hold the same bytes."""
         while offset < limit:
             ours, theirs = _sized(self.buffers, min(_CHUNK_BYTES, limit - offset))
             if _read(source, ours, offset) < len(ours) or _read(target, theirs, offset) < len(theirs):
@@ -90,29 +97,90 @@ class Hand:
         start = self._agreement(source, part, min(held, size)) if held else 0
         if held > start:
             os.ftruncate(part, start)
+        if sparse:
+            os.ftruncate(part, size)
         self.beat(start)
+        steps = self._write(source, part, start, size, sparse)
+        if self.compare and size - start > _ALONE_BYTES:
+            steps = _ahead(steps)
         offset = begun = synced = start
-        while offset < size:
-            content, written = _sized(self.buffers, min(_CHUNK_BYTES, size - offset))
-            if _read(source, content, offset) < len(content):
-                break  # it became shorter, which the caller notices
-            if not (sparse and _is_empty(content)):
-                _write(part, content, offset)
-                if self.compare and (_read(part, written, offset) < len(written) or content != written):
+        with closing(steps):
+            for end in steps:
+                if self.compare and self._agreement(source, part, end, offset) < end:
                     raise TransferInterrupted(
-                        f"{there} does not hold what was written to it; is the disk failing?"
+                        f"{there} does not hold what its source holds; does the source change, or the disk fail?"
                     )
-            offset += len(content)
-            self.beat(len(content))
-            if offset - begun >= _WRITE_BACK_BYTES:
-                begun = _begin_write_back(part, begun, offset)
-            if offset - synced >= _SYNC_BYTES:
-                os.fdatasync(part)
-                synced = offset
-        os.ftruncate(part, offset)  # what ends in a hole
+                self.beat(end - offset)
+                offset = end
+                if offset - begun >= _WRITE_BACK_BYTES:
+                    begun = _begin_write_back(part, begun, offset)
+                if offset - synced >= _SYNC_BYTES:
+                    os.fdatasync(part)
+                    synced = offset
         os.fchmod(part, stat.S_IMODE(wanted.st_mode) & 0o777)
         os.utime(part, ns=(wanted.st_mtime_ns, wanted.st_mtime_ns))
         _begin_write_back(part, begun, offset)
+
+    def _write(self, source: int, part: int, start: int, size: int, sparse: bool) -> Generator[int]:
+        """Write the file step by step; yield how far it is. Ends early where the source does."""
+        by_kernel = not sparse
+        while start < size:
+            done = 0
+            if by_kernel:
+                try:
+                    done = os.copy_file_range(source, part, min(_STEP_BYTES, size - start), start, start)
+                except OSError as error:
+                    if error.errno not in _NO_RANGES:
+                        raise
+                by_kernel = done > 0
+            if not done:
+                done = _write_chunk(source, part, start, min(_CHUNK_BYTES, size - start), sparse)
+            if not done:
+                return
+            start += done
+            yield start
+
+
+def _write_chunk(source: int, part: int, offset: int, size: int, sparse: bool) -> int:
+    """Write one chunk through memory, leaving a hole where a sparse source is empty; return its size."""
+    content = bytearray(size)
+    if _read(source, content, offset) < size:
+        return 0  # it became shorter, which the caller notices
+    if not (sparse and content == _ZEROS[:size]):
+        done = os.pwrite(part, content, offset)
+        while done < size:
+            done += os.pwrite(part, memoryview(content)[done:], offset + done)
+    return size
+
+
+def _ahead(steps: Iterator[int]) -> Generator[int]:
+    """Take the steps in another thread, a bounded number of them before they are asked for."""
+    ready: SimpleQueue[int | BaseException | None] = SimpleQueue()
+    room, stopped = threading.Semaphore(_STEPS_AHEAD), threading.Event()
+
+    def work() -> None:
+        try:
+            for step in steps:
+                ready.put(step)
+                room.acquire()
+                if stopped.is_set():
+                    return
+            ready.put(None)
+        except BaseException as error:  # raised where the steps are wanted
+            ready.put(error)
+
+    thread = threading.Thread(target=work, name="copy ahead", daemon=True)
+    thread.start()
+    try:
+        while (step := ready.get()) is not None:
+            if isinstance(step, BaseException):
+                raise step
+            yield step
+            room.release()
+    finally:
+        stopped.set()
+        room.release()
+        thread.join()
 
 
 def open_part(part: str, holder: int, there: str) -> int:
@@ -225,16 +293,6 @@ def _read(opened: int, buffer: bytearray, offset: int) -> int:
             break
         done += more
     return done
-
-
-def _write(opened: int, content: bytearray, offset: int) -> None:
-    done = os.pwrite(opened, content, offset)
-    while done < len(content):
-        done += os.pwrite(opened, memoryview(content)[done:], offset + done)
-
-
-def _is_empty(content: bytearray) -> bool:
-    return content == _ZEROS[: len(content)]
 
 
 def _begin_write_back(opened: int, start: int, end: int) -> int:
