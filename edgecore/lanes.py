@@ -44,7 +44,8 @@ class Lane(Generic[T]):
         """Queue *items*; those of equal *key* may be worked on together, *largest* at once."""
         with self._changed:
             self._waiting.setdefault(key, (deque(), largest))[0].extend(items)
-            if self._idle == 0 and self._threads < self._most:
+            # A thread that was woken and has not begun yet still counts as idle: it takes one, not two.
+            if len(self._waiting) > self._idle and self._threads < self._most:
                 self._threads += 1
                 name = f"edgecore-{self._name}-{self._threads}"
                 threading.Thread(target=self._run, name=name, daemon=True).start()
