@@ -17,11 +17,25 @@ from edgecore.states import SETTLED
 from edgecore.store import Change, Store, wake_directory
 from edgecore.wakeup import Bell
 
-__all__ = ["Control", "RequestWatch"]
+__all__ = ["Control", "RequestWatch", "objection"]
 
 log = logging.getLogger(__name__)
 
 _LOOK_ANYWAY_S: Final = 30.0
+_RETRIED: Final = (JobState.JOB_FAILED, JobState.LOST, JobState.SUBMIT_DISABLED)
+
+
+def objection(command: str, job: Job) -> str | None:
+    """Say why *command* makes no sense for a job as it is; None when it may be carried out."""
+    if command == "report":
+        return None
+    if command == "retry":
+        return None if job.state in _RETRIED else f"it is {job.state}; a retry is for {', '.join(_RETRIED)}"
+    if job.state in SETTLED and (command, job.state) != ("cancel", JobState.SUBMIT_DISABLED):
+        return f"it is {job.state} already"
+    if command != "cancel" and job.intent is Intent.CANCELLED:
+        return "it is being cancelled"
+    return None
 
 
 @frozen(kw_only=True)
@@ -35,7 +49,7 @@ class Control:
 
     def carry_out(self, command: str, job: Job, *, operator: bool) -> None:
         """Do *command* to *job*; what cannot be done is logged and changes nothing."""
-        refusal = {
+        refusal = objection(command, job) or {
             "cancel": self._cancel,
             "hold": self._hold,
             "release": self._release,
@@ -51,25 +65,17 @@ class Control:
         if job.state is JobState.SUBMIT_DISABLED:
             self.engine.submit_change(Change(job, (job.moved(JobState.JOB_CANCELLED, self.store.now()),)))
             return None
-        if job.state in SETTLED:
-            return f"it is {job.state} already"
         if job.state is JobState.LOST and operator:
             self.fence(job)  # an operator knows that nothing of it lives
         self.engine.want(job.id, Intent.CANCELLED)
         return None
 
     def _hold(self, job: Job, operator: bool) -> str | None:
-        return self._want(job, Intent.HELD)
+        self.engine.want(job.id, Intent.HELD)
+        return None
 
     def _release(self, job: Job, operator: bool) -> str | None:
-        return self._want(job, Intent.RUN)
-
-    def _want(self, job: Job, intent: Intent) -> str | None:
-        if job.state in SETTLED:
-            return f"it is {job.state} already"
-        if job.intent is Intent.CANCELLED:
-            return "it is being cancelled"
-        self.engine.want(job.id, intent)
+        self.engine.want(job.id, Intent.RUN)
         return None
 
     def _retry(self, job: Job, operator: bool) -> str | None:

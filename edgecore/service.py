@@ -36,7 +36,7 @@ from edgecore.outbox import Outbox
 from edgecore.reader import Reader
 from edgecore.store import Route, Store
 
-__all__ = ["Balsam", "run_site", "topology"]
+__all__ = ["Balsam", "open_broker", "run_site", "topology"]
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,27 @@ def topology(config: SiteConfig) -> Topology:
             Queue(name=messaging.status_key, exchange=messaging.exchange, keys=(messaging.status_key,)),
         ),
     )
+
+
+def open_broker(config: SiteConfig, plugins: Sequence[object] = ()) -> MessagingRelay:
+    """Open the site's broker and make sure that its exchange and queues exist.
+
+    Raises ConfigurationError, BrokerUnavailable.
+    """
+    table = config.messaging
+    relay = open_messaging(
+        table.scheme,
+        {**table.settings, "url": table.url},
+        config.context,
+        source=f"{config.source} [messaging]",
+        layers=plugins,
+    )
+    try:
+        relay.declare(topology=topology(config))
+    except BaseException:
+        relay.close()
+        raise
+    return relay
 
 
 class _Catalogue:
@@ -213,26 +234,15 @@ class Balsam:
 
     def _open_messaging(self, plugins: Sequence[object]) -> MessagingRelay:
         """Open the broker, waiting for one that is away: it must not keep a site from starting."""
-        table, config = self.config.messaging, self.config
-        settings = {**table.settings, "url": table.url}
         backoff, failures = Backoff(first_s=1.0, longest_s=60.0), 0
         while True:
             try:
-                relay = open_messaging(
-                    table.scheme,
-                    settings,
-                    config.context,
-                    source=f"{config.source} [messaging]",
-                    layers=plugins,
-                )
-                relay.declare(topology=topology(config))
+                return open_broker(self.config, plugins)
             except BrokerUnavailable as error:
                 failures += 1
                 log.warning("the broker is away: %s", error)
                 if self._stop_asked.wait(backoff.after(failures)):
                     raise
-            else:
-                return relay
 
 
 def run_site(

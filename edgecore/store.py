@@ -15,6 +15,7 @@ import queue
 import socket
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -36,6 +37,7 @@ __all__ = [
     "TransferRecord",
     "connect",
     "file_system_of",
+    "is_running",
     "status_of",
     "wake_directory",
 ]
@@ -46,6 +48,8 @@ Operation: TypeAlias = Callable[[sqlite3.Connection], T]
 _OLDEST_SQLITE: Final = (3, 34, 0)
 _MOST_AT_ONCE: Final = 500
 _BUSY_S: Final = 30.0
+_LOOKS: Final = 5
+_LOOK_S: Final = 0.02
 _NETWORK_FILE_SYSTEMS: Final = frozenset(
     {
         "nfs",
@@ -397,13 +401,13 @@ def file_system_of(directory: Path) -> str:
 
 
 def _lock(path: Path) -> int:
-    lock = path.with_name(f"{path.name}.lock")
+    lock = _lock_file(path)
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StoreUnusable(f"{lock}: {error.strerror}; the service must be able to write there") from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take_lock(descriptor)
     except BlockingIOError:
         holder = os.read(descriptor, 200).decode(errors="replace").strip()
         os.close(descriptor)
@@ -413,6 +417,37 @@ def _lock(path: Path) -> int:
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
     return descriptor
+
+
+def _take_lock(descriptor: int) -> None:
+    """Take the lock, or raise BlockingIOError when it stays taken: `is_running` holds it for a moment."""
+    for _ in range(_LOOKS - 1):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOOK_S)
+        else:
+            return
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_running(store: Path) -> bool:
+    """Tell whether a service of this machine owns the store at this moment."""
+    try:
+        descriptor = os.open(_lock_file(store), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # no service was ever here, or it is not ours to see
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _lock_file(store: Path) -> Path:
+    return store.with_name(f"{store.name}.lock")
 
 
 def _open_for_writing(path: Path, mode: str) -> sqlite3.Connection:
