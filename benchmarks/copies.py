@@ -1,9 +1,9 @@
 """Measure copies by ``file://`` beside ``cp -r``: ``python -m benchmarks.copies [--quick] [--directory D]``.
 
 Each round makes the same copy by ``cp -r``, by ``cp -r`` with a sync of the file system, and by the
-driver, which also reads everything back, compares it and syncs it. Rounds are interleaved and their
-order turns. A ratio is the other's time divided by ours: 1 means as fast, more means faster. On a noisy
-machine the CPU milliseconds decide.
+driver, which also syncs every file and, unless only sizes are asked for, reads everything back and
+compares it. Rounds are interleaved and their order turns. A ratio is the other's time divided by ours:
+1 means as fast, more means faster. On a noisy machine the CPU milliseconds decide.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
             "200 x 100 kB" if chosen.quick else "1,000 x 100 kB", 200 if chosen.quick else 1000, 100_000, 0.4
         ),
     ]
-    print(f"{'copy':16} {'beside':16} {'ours s':>8} {'its s':>8} {'ratio':>6} {'spread':>12} {'target':>6} "
+    print(f"{'copy':16} {'ours':10} {'beside':16} {'ours s':>8} {'its s':>8} {'ratio':>6} {'spread':>12} {'target':>6} "
           f"{'our CPU ms':>10} {'its CPU ms':>10} {'CPU ratio':>9}")  # fmt: skip
     with tempfile.TemporaryDirectory(dir=chosen.directory, prefix="copies-") as place:
         for case in cases:
@@ -72,7 +72,8 @@ def _measure(case: _Case, place: Path, rounds: int) -> None:
     ways: dict[str, Callable[[Path], None]] = {
         "cp -r": lambda target: _cp(source, target, sync=False),
         "cp -r && sync -f": lambda target: _cp(source, target, sync=True),
-        "ours": lambda target: _ours(source, target),
+        "compared": lambda target: _ours(source, target, compare=True),
+        "sizes only": lambda target: _ours(source, target, compare=False),
     }
     runs: dict[str, list[_Run]] = {name: [] for name in ways}
     for number in range(-1, rounds):  # the first warms up
@@ -82,8 +83,9 @@ def _measure(case: _Case, place: Path, rounds: int) -> None:
             run = _timed(ways[name], place / f"{number}-{name.replace(' ', '')}", keep=case.files > 1)
             if number >= 0:
                 runs[name].append(run)
-    for name in ("cp -r", "cp -r && sync -f"):
-        _print_row(case, name, runs[name], runs["ours"])
+    for ours in ("compared", "sizes only"):
+        for theirs in ("cp -r", "cp -r && sync -f"):
+            _print_row(case, (ours, theirs), runs[theirs], runs[ours])
     shutil.rmtree(place)
     place.mkdir()
 
@@ -102,11 +104,11 @@ def _cp(source: Path, target: Path, *, sync: bool) -> None:
         subprocess.run(["sync", "-f", "--", target], check=True)
 
 
-def _ours(source: Path, target: Path) -> None:
-    report = FileTransfer().deliver(
+def _ours(source: Path, target: Path, *, compare: bool) -> None:
+    report = FileTransfer(compare=compare).deliver(
         directory=source, url="file://" + quote(os.fsencode(target)), progress=lambda update: None
     )
-    assert report.verified == "bytes"
+    assert report.verified == ("bytes" if compare else "size")
 
 
 def _timed(copy: Callable[[Path], None], target: Path, *, keep: bool) -> _Run:
@@ -124,12 +126,12 @@ def _cpu_s() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
 
-def _print_row(case: _Case, name: str, theirs: list[_Run], ours: list[_Run]) -> None:
+def _print_row(case: _Case, names: tuple[str, str], theirs: list[_Run], ours: list[_Run]) -> None:
     ratios = sorted(their.wall_s / our.wall_s for their, our in zip(theirs, ours, strict=True))
     cpu = statistics.median(their.cpu_ms / our.cpu_ms for their, our in zip(theirs, ours, strict=True))
-    target = f"{case.target:.1f}" if name == "cp -r" else ""
+    target = f"{case.target:.1f}" if names == ("compared", "cp -r") else ""
     print(
-        f"{case.name:16} {name:16} {statistics.median(run.wall_s for run in ours):8.3f} "
+        f"{case.name:16} {names[0]:10} {names[1]:16} {statistics.median(run.wall_s for run in ours):8.3f} "
         f"{statistics.median(run.wall_s for run in theirs):8.3f} {statistics.median(ratios):6.2f} "
         f"{ratios[0]:5.2f}-{ratios[-1]:<6.2f} {target:>6} "
         f"{statistics.median(run.cpu_ms for run in ours):10.0f} "
