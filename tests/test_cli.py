@@ -1,97 +1,27 @@
-"""The command line: what each command says, writes and answers with; and all of it against real services."""
+"""The command line: what each command says, writes and answers with."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
+from places import Place
 
-from edgecore import batch, serial
-from edgecore.builtin.fork_spool import lock_file, process_start, supervised
+from edgecore import batch
 from edgecore.cli import COMMANDS, cli, output
 from edgecore.cli.job import NEXT
-from edgecore.config import SiteConfig, read_site
 from edgecore.drivers import Listing
-from edgecore.models import Attempt, Intent, Job, JobDefinition, JobState
-from edgecore.reader import Reader
-from edgecore.service import open_broker
-from edgecore.store import Change, Store, is_running
+from edgecore.models import Attempt, Intent, Job, JobState
 
-DEADLINE_S = 60.0
 S = JobState
-
-
-class Place:
-    """A site in a directory, the command line on it, and a way to put jobs into its store."""
-
-    def __init__(self, base: Path) -> None:
-        self.base = base / "demo"
-        assert CliRunner().invoke(cli, ["init", str(self.base)]).exit_code == 0
-        self.file = self.base / "site.toml"
-
-    @property
-    def config(self) -> SiteConfig:
-        return read_site(self.file)
-
-    def run(self, *arguments: str, **more: Any) -> Result:
-        """Run a command on this site."""
-        return CliRunner().invoke(cli, arguments, env={"EDGECORE_SITE": str(self.file)}, **more)
-
-    def definition(self, **more: Any) -> dict[str, Any]:
-        return {"name": "job", "site": "demo", "application": "hello", **more}
-
-    def write(self, **more: Any) -> str:
-        """Write a definition to a file."""
-        path = self.base / "job.json"
-        path.write_text(json.dumps(self.definition(**more)))
-        return str(path)
-
-    def store(self) -> Store:
-        return Store(self.config.store, site="demo")
-
-    def keep(self, state: JobState = S.QUEUED, *, owner: str = "local", **more: Any) -> Job:
-        """Put a job into the store as if the service had brought it that far."""
-        fields = {
-            key: more.pop(key) for key in ("intent", "message", "attempt", "failed_state") if key in more
-        }
-        definition = serial.structure(JobDefinition, self.definition(**more), source="test")
-        store = self.store()
-        job = Job(
-            id=store.new_id(),
-            owner=owner,
-            definition=definition,
-            state=state,
-            sequence=1,
-            changed=store.now(),
-            **fields,
-        )
-        store.take(str(job.id), Change(None, (job,))).result()
-        store.close()
-        return job
-
-    def requests(self) -> list[tuple[str, int]]:
-        with Reader(self.config.store) as reader:
-            return [(request.command, request.job_id) for request in reader.requests(0)]
-
-    def queued(self) -> list[bytes]:
-        """Take what was sent to the site."""
-        relay = open_broker(self.config)
-        bodies = [each.body for each in relay.receive(queue="demo", limit=100, timeout_s=0.0)]
-        relay.close()
-        return bodies
 
 
 @pytest.fixture
@@ -349,7 +279,7 @@ def test_jobs_can_be_chosen_by_state_and_number(place: Place) -> None:
 def test_what_is_asked_of_a_job_stands_beside_its_state(place: Place) -> None:
     place.keep(S.RUNNING, intent=Intent.CANCELLED)
 
-    assert "RUNNING (to be cancelled)" in place.run("jobs").stdout
+    assert "RUNNING (cancel asked)" in place.run("jobs").stdout
 
 
 def test_tables_are_made_with_rich_where_there_is_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,6 +291,21 @@ def test_tables_are_made_with_rich_where_there_is_a_terminal(monkeypatch: pytest
     output.show_table(("id", "message"), [(1, "[bold]not markup[/bold] \x1b[2J")])
 
     assert "[bold]not markup[/bold] \\x1b[2J" in screen.getvalue()
+
+
+def test_waiting_at_a_terminal_writes_every_status_on_a_line_of_its_own(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rich_console = pytest.importorskip("rich.console")
+    screen = io.StringIO()
+    terminal = rich_console.Console(file=screen, force_terminal=True, width=60)
+    monkeypatch.setattr("edgecore.cli.following.console", lambda: terminal)
+    place.keep(S.JOB_FINISHED, job_id="mine", message="[b]all\x1b[2J")
+
+    result = place.run("submit", place.write(job_id="mine"), "--wait")
+
+    assert result.exit_code == 0
+    assert "JOB_FINISHED        [b]all\\x1b[2J\n" in screen.getvalue()
 
 
 def test_every_state_has_a_sentence_on_what_to_do_next() -> None:
@@ -440,90 +385,6 @@ def test_what_is_no_plain_output_file_is_not_shown(place: Place, tmp_path: Path,
     assert json.loads(place.run("job", str(job.id), "--json").stdout)["printed"] == {}
 
 
-# ------------------------------------------------------------------------------------ requests
-
-
-@pytest.mark.parametrize(
-    ("command", "state"),
-    [
-        ("cancel", S.RUNNING),
-        ("hold", S.QUEUED),
-        ("release", S.HELD),
-        ("retry", S.JOB_FAILED),
-        ("retry", S.LOST),
-    ],
-)
-def test_a_request_is_written_for_the_service(place: Place, command: str, state: JobState) -> None:
-    job = place.keep(state)
-
-    result = place.run(command, str(job.id))
-
-    assert result.exit_code == 0
-    assert place.requests() == [(command, job.id)]
-    assert f"asked: {command} job {job.id}" in result.stdout
-    assert "is not running here; the request waits in the store until it is" in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("command", "state", "words"),
-    [
-        ("cancel", S.JOB_FINISHED, "it is JOB_FINISHED already"),
-        ("hold", S.JOB_FAILED, "it is JOB_FAILED already"),
-        ("release", S.JOB_CANCELLED, "it is JOB_CANCELLED already"),
-        ("retry", S.RUNNING, "a retry is for JOB_FAILED, LOST, SUBMIT_DISABLED"),
-    ],
-)
-def test_a_request_that_makes_no_sense_is_refused_in_words(
-    place: Place, command: str, state: JobState, words: str
-) -> None:
-    job = place.keep(state)
-
-    result = place.run(command, str(job.id))
-
-    assert result.exit_code == 1
-    assert words in result.stderr
-    assert place.requests() == []
-
-
-def test_a_job_that_is_being_cancelled_is_not_held(place: Place) -> None:
-    job = place.keep(intent=Intent.CANCELLED)
-
-    result = place.run("hold", str(job.id))
-
-    assert "it is being cancelled" in result.stderr
-    assert place.requests() == []
-
-
-def test_a_wrong_id_does_not_keep_the_others_from_being_asked_for(place: Place) -> None:
-    job = place.keep()
-
-    result = place.run("cancel", "nothing", str(job.id), "--json")
-
-    assert result.exit_code == 1
-    assert [each["accepted"] for each in json.loads(result.stdout)] == [False, True]
-    assert place.requests() == [("cancel", job.id)]
-
-
-def test_looking_for_a_service_neither_keeps_nor_makes_its_lock(place: Place) -> None:
-    assert not is_running(place.config.store)
-    assert not place.config.store.with_name("site.sqlite.lock").exists()
-    store = place.store()
-    assert is_running(place.config.store)
-    store.close()
-    assert not is_running(place.config.store)
-    place.store().close()
-
-
-def test_a_service_starts_although_somebody_looks_for_it(place: Place) -> None:
-    place.store().close()
-    with open(place.config.store.with_name("site.sqlite.lock")) as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
-        timer = threading.Timer(0.03, lambda: fcntl.flock(file, fcntl.LOCK_UN))
-        timer.start()
-        place.store().close()
-        timer.join()
-
-
 # -------------------------------------------------------------------------------- apps, drivers
 
 
@@ -592,188 +453,3 @@ def test_a_check_fails_when_a_driver_is_unusable(
 
     assert result.exit_code == code
     assert "cannot be imported: no x" in result.stderr
-
-
-# ------------------------------------------------------------------------ against real services
-
-
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
-    """Come back with what *condition* answers once it holds; fail after the deadline."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited in vain for: {what}"
-        time.sleep(0.05)
-    return found
-
-
-class Live(Place):
-    """A site with a real service, and the command line in processes of its own."""
-
-    def __init__(self, base: Path) -> None:
-        super().__init__(base)
-        text = self.file.read_text()
-        quick = 'driver = "fork"\npoll_interval_s = 0.2\nidle_s = 1\nkill_grace_s = 0.5\nslots = 2'
-        text = text.replace('driver = "fork"', quick) + "\n[timing]\ngrace_s = 2\ndrain_s = 20\n"
-        self.file.write_text(text)
-
-    def start(self, *command: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, *command],
-            env={**os.environ, "EDGECORE_SITE": str(self.file)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def edgecore(self, *arguments: str, expect: int = 0) -> str:
-        """Run a command in a process of its own and return what it wrote to stdout."""
-        process = self.start("-m", "edgecore", *arguments)
-        out, err = process.communicate(timeout=DEADLINE_S)
-        assert process.returncode == expect, f"{arguments}: {process.returncode}\n{out}\n{err}"
-        return out
-
-    @contextlib.contextmanager
-    def service(self, *command: str) -> Iterator[subprocess.Popen[str]]:
-        """Run a service; afterwards neither it nor the batch system nor a job of theirs lives."""
-        log = self.base / "service.log"
-        with log.open("w") as file:
-            process = subprocess.Popen(
-                [sys.executable, *command], stdout=file, stderr=file, stdin=subprocess.DEVNULL, text=True
-            )
-        try:
-            wait_for(
-                lambda: process.poll() is not None or "works" in log.read_text(), "the service to be ready"
-            )
-            assert process.poll() is None, log.read_text()
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-            self.end_batch_system()
-
-    def end_batch_system(self) -> None:
-        spool = self.base / "jobs" / ".fork"
-        if (self.base / "site.sqlite").exists() and supervised(spool):
-            pid = int(lock_file(spool).read_text().split()[0])
-            for job in self.running_processes(spool):
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(job, signal.SIGKILL)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            wait_for(lambda: process_start(pid) is None, "the supervisor's end")
-
-    def running_processes(self, spool: Path) -> list[int]:
-        import sqlite3
-
-        with contextlib.closing(sqlite3.connect(spool / "jobs.sqlite", timeout=10)) as database:
-            rows = database.execute("SELECT pid, pid_start FROM jobs WHERE state = 'RUNNING'").fetchall()
-        return [pid for pid, start in rows if pid and process_start(pid) == start]
-
-    def state(self, job_id: str) -> str:
-        return str(json.loads(self.edgecore("job", job_id, "--json"))["state"])
-
-    def add_shell_application(self, name: str, text: str) -> None:
-        """Register a program of a line or two."""
-        program = self.base / f"{name}.sh"
-        program.write_text(f"#!/bin/sh\n{text}\n")
-        program.chmod(0o755)
-        entry = self.base / f"{name}.toml"
-        entry.write_text(f'name = "{name}"\nexecutable = "{program}"\n')
-        self.edgecore("apps", "add", str(entry))
-
-
-@pytest.fixture
-def live(tmp_path: Path) -> Live:
-    return Live(tmp_path)
-
-
-@pytest.mark.slow
-def test_a_site_made_by_init_takes_runs_cancels_retries_and_drains(live: Live, tmp_path: Path) -> None:
-    live.add_shell_application("sleeper", "exec sleep 600")
-    live.add_shell_application("moody", f'echo trying; test -e "{tmp_path}/mended"')
-
-    with live.service("-m", "edgecore", "run", str(live.file)) as service:
-        told = live.edgecore("submit", str(live.base / "hello.json"), "--wait", "--timeout", "60")
-        assert [line.split()[2] for line in told.splitlines() if line.startswith("20")][-1] == "JOB_FINISHED"
-        assert (live.base / "data" / "hello-output" / "greeting.txt").read_text() == "Hello, World!\n"
-        (hello,) = json.loads(live.edgecore("jobs", "--json"))
-        assert (hello["name"], hello["state"], hello["exit_code"]) == ("hello", "JOB_FINISHED", 0)
-        assert "Hello, World!" in live.edgecore("job", hello["job_id"])
-
-        live.edgecore("submit", live.write(application="sleeper", job_id="long"))
-        wait_for(lambda: '"long"' in live.edgecore("jobs", "--state", "RUNNING", "--json"), "a running job")
-        live.edgecore("cancel", "long", "--wait")
-        assert live.state("long") == "JOB_CANCELLED"
-
-        live.edgecore("submit", live.write(application="moody", job_id="sad"), "--wait", expect=1)
-        assert "edgecore retry" in live.edgecore("job", "sad")
-        (tmp_path / "mended").touch()
-        live.edgecore("retry", "sad", "--wait")
-        found = json.loads(live.edgecore("job", "sad", "--json"))
-        assert (found["state"], found["attempt"]) == ("JOB_FINISHED", 2)
-
-        service.send_signal(signal.SIGTERM)
-        assert service.wait(DEADLINE_S) == 0
-    assert not is_running(live.config.store)
-
-
-@pytest.mark.slow
-def test_what_was_sent_and_asked_for_before_the_service_ran_is_done_when_it_runs(live: Live) -> None:
-    live.add_shell_application("sleeper", "exec sleep 600")
-    live.edgecore("submit", live.write(application="sleeper", job_id="early"))
-    with live.service("-m", "edgecore", "run", str(live.file), "--log-json"):
-        wait_for(lambda: '"early"' in live.edgecore("jobs", "--state", "RUNNING", "--json"), "a running job")
-        live.edgecore("submit", live.write(job_id="second", name="never-started", application="sleeper"))
-    for line in (live.base / "service.log").read_text().splitlines():
-        assert json.loads(line)["level"] in ("INFO", "WARNING")
-
-    live.edgecore("cancel", "early")
-
-    with live.service("-m", "edgecore", "run", str(live.file)):
-        wait_for(lambda: live.state("early") == "JOB_CANCELLED", "the cancellation")
-
-
-@pytest.mark.slow
-def test_a_second_service_of_a_site_is_refused_in_words(live: Live) -> None:
-    with live.service("-m", "edgecore", "run", str(live.file)):
-        process = live.start("-m", "edgecore", "run")
-        _, err = process.communicate(timeout=DEADLINE_S)
-
-    assert process.returncode == 1
-    assert "belongs to a running service" in err
-    assert "Traceback" not in err
-
-
-@pytest.mark.slow
-def test_the_runner_of_the_example_prints_the_jobs_that_finished(live: Live) -> None:
-    runner = Path(__file__).parents[1] / "examples" / "balsam" / "runner.py"
-
-    with live.service(str(runner), str(live.file)) as service:
-        live.edgecore("submit", str(live.base / "hello.json"), "--wait")
-        log = live.base / "service.log"
-        wait_for(lambda: "finished: hello (job hello-" in log.read_text(), "the line of the listener")
-        service.send_signal(signal.SIGINT)
-        assert service.wait(DEADLINE_S) == 0
-
-
-@pytest.mark.slow
-def test_a_reader_that_goes_away_early_is_no_error_to_speak_of(live: Live) -> None:
-    store = live.store()
-    definition = serial.structure(JobDefinition, live.definition(), source="test")
-    for _ in range(3000):
-        job = Job(
-            id=store.new_id(), owner="local", definition=definition, state=S.QUEUED, sequence=1, changed=1
-        )
-        written = store.take(str(job.id), Change(None, (job,)))
-    written.result()
-    store.close()
-
-    process = live.start("-m", "edgecore", "jobs", "--limit", "3000")
-    assert process.stdout is not None
-    assert process.stdout.readline().startswith("id")
-    process.stdout.close()
-    process.stdout = None
-    _, err = process.communicate(timeout=DEADLINE_S)
-
-    assert err == ""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -209,4 +208,3 @@ def test_the_catalogue_can_be_kept_before_the_first_run(tmp_path: Path) -> None:
     config = read_site(tmp_path / "demo" / "site.toml")
 
     assert Desk(config.store).remove_application("hello")
-    assert isinstance(cli, click.Group)

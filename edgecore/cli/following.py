@@ -93,11 +93,16 @@ class _Plain(_Quiet):
         click.echo(_line(entry))
 
 
-class _Live(_Plain):
-    """Tell one line per status, and below them what goes on now."""
+class _Live:
+    """Tell one line per status at a terminal, and below them what goes on now."""
 
-    def __init__(self, show: Callable[[str], object]) -> None:
+    def __init__(self, write: Callable[[str], None], show: Callable[[str], None]) -> None:
+        self._write = write
         self._show = show
+
+    def status(self, entry: HistoryEntry) -> None:
+        """Write the status above the last line."""
+        self._write(_line(entry))
 
     def present(self, job: Job | None) -> None:
         """Replace the last line."""
@@ -114,7 +119,9 @@ def _telling(quiet: bool) -> Iterator[_Teller]:
     from rich.text import Text
 
     with terminal.status("waiting") as live:
-        yield _Live(lambda words: live.update(Text(words)))
+        yield _Live(
+            lambda line: terminal.print(Text(line), soft_wrap=True), lambda words: live.update(Text(words))
+        )
 
 
 def _line(entry: HistoryEntry) -> str:

@@ -54,11 +54,11 @@ NEXT: Final[Mapping[JobState, str]] = {
 }
 """State -> what a person does about it."""
 
-_ASKED: Final = {Intent.HELD: " (to be held)", Intent.CANCELLED: " (to be cancelled)"}
+_ASKED: Final = {Intent.HELD: " (hold asked)", Intent.CANCELLED: " (cancel asked)"}
 
 
 def state_words(job: Job) -> str:
-    """Return the state, with what the user wants of the job where that is still ahead."""
+    """Return the state, with what the user wants of the job until it is settled."""
     return job.state if job.state in SETTLED else f"{job.state}{_ASKED.get(job.intent, '')}"
 
 
