@@ -248,7 +248,8 @@ read -r host 2>/dev/null </proc/sys/kernel/hostname
 mine="running.$$batch_id.$$execution"
 child=
 interrupted=
-trap 'interrupted=1; [ -z "$$child" ] || kill -TERM "$$child" 2>/dev/null' TERM INT
+told="$$run/told.$$execution"
+trap 'interrupted=1; true 2>/dev/null >"$$told"; [ -z "$$child" ] || kill -TERM "$$child" 2>/dev/null' TERM INT
 
 leave() {
     printf '%s %s %s\n' "$$batch_id" "$$execution" "$$1" >>note.txt
@@ -295,6 +296,8 @@ code=126
 if cd "$$data"; then
     # The site's text runs in shells of its own: what it sets, or an exit, cannot cost us the end.
     (
+        # A signal to a child that still has our traps is lost; what we were told before is on file.
+        [ ! -e "$$told" ] || exit 143
 $environment
 $prologue
         exec $command
@@ -319,7 +322,7 @@ $epilogue
     )
 fi
 cd "$$run" || exit $abstained
-[ -e "$$mine" ] || [ -e "ended.$$code" ] || leave "ended with $$code after it was stopped"
+[ -e "$$mine" ] || leave "ended with $$code after it was stopped"
 printf '{"exit_code": %d, "batch_id": "%s", "host": "%s", "started": %d, "ended": %d}\n' \
     "$$code" "$$batch_id" "$$host" "$$started" "$$(date -u +%s)" >end.json
 give_back

@@ -58,6 +58,15 @@ def test_an_application_that_dies_by_the_stop_ends_with_143(bench: Bench) -> Non
 
 
 @pytest.mark.slow
+def test_a_stop_that_comes_after_the_claim_and_before_the_application_is_forwarded(bench: Bench) -> None:
+    bench = bench.with_tools(mv='/bin/mv "$@"; kill -TERM $PPID')
+    bench = bench.with_values(command=application("exec sleep 60"))
+    with started(bench) as process:
+        assert process.wait(DEADLINE_S) == 143
+    assert bench.tokens() == ["ended.143"]
+
+
+@pytest.mark.slow
 def test_an_application_that_ignores_the_stop_is_waited_for(bench: Bench) -> None:
     text = "trap '' TERM; echo; while [ ! -e go ]; do sleep 0.01; done; exit 3"
     bench = bench.with_values(command=application(text))
