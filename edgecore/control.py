@@ -12,7 +12,7 @@ from attrs import define, frozen
 
 from edgecore.engine import Engine
 from edgecore.models import Intent, Job, JobState
-from edgecore.reader import Reader
+from edgecore.reader import Reader, Request
 from edgecore.states import SETTLED
 from edgecore.store import Change, Store, wake_directory
 from edgecore.wakeup import Bell
@@ -122,16 +122,18 @@ class RequestWatch:
             while not self._stopping:
                 for request in reader.requests(last):
                     last = request.id
-                    job = self.control.engine.jobs.get(request.job_id) or reader.job(request.job_id)
-                    if job is None:
-                        log.warning(
-                            "%s asked to %s job %d, which there is not",
-                            request.asked_by,
-                            request.command,
-                            request.job_id,
-                        )
-                    else:
-                        self.control.carry_out(request.command, job, operator=True)
-                    self.store.request_done(request.id)
+                    self._serve(request, reader)
                 self._bell.wait(_LOOK_ANYWAY_S)
         self._bell.close()
+
+    def _serve(self, request: Request, reader: Reader) -> None:
+        job = self.control.engine.jobs.get(request.job_id) or reader.job(request.job_id)
+        asked = f"{request.asked_by} asked to {request.command} job {request.job_id}"
+        try:
+            if job is None:
+                log.warning("%s, which there is not", asked)
+            else:
+                self.control.carry_out(request.command, job, operator=True)
+        except OSError as error:
+            log.error("%s, which failed: %s", asked, error)
+        self.store.request_done(request.id)
