@@ -449,7 +449,7 @@ class Submission:
     """One attempt to be submitted."""
 
     tag: str
-    index: int | None
+    index: int | None = None
     """Its place in the group, by which `find` names it; None when it goes alone."""
     script: Path
     """The batch script, absolute, executable by /bin/sh."""
