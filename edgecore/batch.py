@@ -10,6 +10,7 @@ the end of one that ran is known without the batch system.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shlex
@@ -40,6 +41,7 @@ __all__ = [
 ABSTAINED: Final = 75
 """Exit code of a batch script that may not run: its batch system must not take it for success."""
 
+_DAY_US: Final = 86_400_000_000
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 MAX_ATTEMPTS: Final = 36 * 36 - 1
 """How many attempts fit into the two base 36 digits at the end of a tag."""
@@ -65,18 +67,22 @@ def _base36(number: int) -> str:
 
 def job_directory(work: Path, job_id: int) -> Path:
     """Return ``<work>/<yyyymmdd>/<job id>``; the day is that of the id, in UTC."""
-    day = datetime.fromtimestamp(job_id // 1_000_000, UTC)
-    return work / f"{day:%Y%m%d}" / str(job_id)
+    return Path(f"{work}/{_day(job_id // _DAY_US)}/{job_id}")
+
+
+@functools.cache
+def _day(number: int) -> str:
+    return f"{datetime.fromtimestamp(number * _DAY_US // 1_000_000, UTC):%Y%m%d}"
 
 
 def data_directory(work: Path, job_id: int) -> Path:
     """Return the job's working directory, where strangers' files live."""
-    return job_directory(work, job_id) / "data"
+    return Path(f"{job_directory(work, job_id)}/data")
 
 
 def run_directory(work: Path, job_id: int, attempt: int) -> RunDirectory:
     """Return the directory of an attempt, which only the service and the batch script write."""
-    return RunDirectory(job_directory(work, job_id) / "run" / str(attempt))
+    return RunDirectory(Path(f"{work}/{_day(job_id // _DAY_US)}/{job_id}/run/{attempt}"))
 
 
 # ------------------------------------------------------------------------------- token

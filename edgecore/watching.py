@@ -68,7 +68,7 @@ class Watching:
     # ------------------------------------------------------------------ asking the batch system
 
     def _observations(self, jobs: Sequence[Job]) -> Mapping[int, Observation]:
-        listed = {self._reference(job).tag: job for job in jobs if _attempt(job).batch_id is not None}
+        listed = {_attempt(job).tag: job for job in jobs if _attempt(job).batch_id is not None}
         unclear = [job for job in jobs if _attempt(job).batch_id is None]
         seen: dict[int, Observation] = {}
         if listed:
@@ -101,6 +101,8 @@ class Watching:
 
     def _judge(self, job: Job, seen: Observation | None) -> Change | None:
         cancelled = job.intent is Intent.CANCELLED
+        if seen is not None and not cancelled and _nothing_new(job, seen):
+            return None
         alive = seen is not None and seen.state is not NativeState.ENDED
         attempt = self._updated(_attempt(job), seen)
         if alive and not cancelled:
@@ -268,3 +270,14 @@ class Watching:
 def _attempt(job: Job) -> Attempt:
     assert job.attempt is not None, f"job {job.id} is {job.state} without an attempt"
     return job.attempt
+
+
+def _nothing_new(job: Job, seen: Observation) -> bool:
+    """Tell whether a listing only confirms what is known, as it does for nearly every job at every poll."""
+    attempt = _attempt(job)
+    return (
+        _STATES.get(seen.state) is job.state
+        and attempt.missed is None
+        and attempt.batch_id is not None
+        and (attempt.started is not None or seen.started is None)
+    )
