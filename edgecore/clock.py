@@ -27,8 +27,8 @@ class Clock:
 def iso(time_us: int) -> str:
     """Write a stored time as ISO 8601 in UTC, for example ``2017-10-03T03:04:11.064986Z``."""
     seconds, fraction = divmod(time_us, 1_000_000)
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{fraction:06d}Z"
+    moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=fraction, tzinfo=None)
+    return moment.isoformat(timespec="microseconds") + "Z"
 
 
 def microseconds(moment: datetime) -> int:

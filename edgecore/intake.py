@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -22,7 +23,7 @@ from edgecore.admission import Admission
 from edgecore.control import Control
 from edgecore.drivers import MessagingRelay
 from edgecore.engine import Backoff, Engine
-from edgecore.errors import DefinitionError, EdgeError
+from edgecore.errors import DefinitionError, EdgeError, StoreError
 from edgecore.models import ControlMessage, Delivery, Job, JobDefinition, JobState, RoutingKey, Verdict
 from edgecore.reader import Reader
 from edgecore.store import Change, Store, status_of
@@ -45,6 +46,15 @@ class _Taken:
     refusal: str = ""
 
 
+@frozen
+class _Batch:
+    """Deliveries on their way into the store in one transaction, and what else they asked for."""
+
+    deliveries: Sequence[Delivery]
+    taken: Sequence[_Taken]
+    asked: Sequence[tuple[Delivery, ControlMessage]]
+
+
 @define(eq=False, kw_only=True)
 class Intake:
     """Empty the site's queue into the store."""
@@ -60,6 +70,7 @@ class Intake:
     """Who owns what the broker vouches for nobody."""
     backoff: Backoff = field(factory=lambda: Backoff(first_s=1.0, longest_s=60.0))
     _stop: threading.Event = field(init=False, factory=threading.Event)
+    _begun: deque[_Batch] = field(init=False, factory=deque)
 
     def start(self) -> threading.Thread:
         """Begin, on a thread of its own."""
@@ -76,40 +87,69 @@ class Intake:
         with Reader(self.store_path) as reader:
             while not self._stop.is_set():
                 try:
-                    deliveries = self.messaging.receive(
-                        queue=self.queue, limit=_MOST_AT_ONCE, timeout_s=_WAIT_S
-                    )
-                    if deliveries:
-                        self._take(deliveries, reader)
+                    self._round(reader)
                     failures = 0
                 except Exception as error:
                     failures += 1
                     if failures == 1:
                         expected = isinstance(error, EdgeError)
                         log.warning("no job definitions can be taken: %s", error, exc_info=not expected)
+                    self._finish_all(reader)  # what is durable must not wait with us
                     self._stop.wait(self.backoff.after(failures))
+            self._finish_all(reader)
 
-    def _take(self, deliveries: Sequence[Delivery], reader: Reader) -> None:
-        accepted: list[Delivery] = []
-        taken: list[_Taken] = []
-        for delivery in deliveries:
+    def _round(self, reader: Reader) -> None:
+        """Receive and begin one batch, and finish the one before, which was committed meanwhile."""
+        wait_s = 0.0 if self._begun else _WAIT_S
+        deliveries = self.messaging.receive(queue=self.queue, limit=_MOST_AT_ONCE, timeout_s=wait_s)
+        if deliveries:
+            self._begun.append(self._begin(deliveries))
+        if len(self._begun) > 1 or not deliveries:
+            self._finish_first(reader)
+
+    def _finish_all(self, reader: Reader) -> None:
+        while self._begun:
             try:
-                read = self.admission.read(delivery.body, self._source(delivery))
-            except DefinitionError as error:
-                taken.append(self._reject(delivery, error))
-                continue
-            if isinstance(read, ControlMessage):
-                self._control(read, delivery, reader)
-                accepted.append(delivery)
-            else:
-                taken.append(self._create(delivery, read))
-        new = [item.job for item in taken if item.written.result() == item.job.id]
+                self._finish_first(reader)
+            except EdgeError as error:
+                log.warning("deliveries could not be finished and will come again: %s", error)
+
+    def _begin(self, deliveries: Sequence[Delivery]) -> _Batch:
+        """Read deliveries and hand the new jobs to the store, to be written in one transaction."""
+        taken: list[_Taken] = []
+        asked: list[tuple[Delivery, ControlMessage]] = []
+        with self.store.together():
+            for delivery in deliveries:
+                try:
+                    read = self.admission.read(delivery.body, self._source(delivery))
+                except DefinitionError as error:
+                    taken.append(self._reject(delivery, error))
+                    continue
+                if isinstance(read, ControlMessage):
+                    asked.append((delivery, read))
+                else:
+                    taken.append(self._create(delivery, read))
+        return _Batch(deliveries, taken, asked)
+
+    def _finish_first(self, reader: Reader) -> None:
+        """Wait until the oldest batch is durable, let the engine have it, and acknowledge it."""
+        if not self._begun:
+            return
+        batch = self._begun.popleft()
+        try:
+            new = [item.job for item in batch.taken if item.written.result() == item.job.id]
+        except StoreError:
+            self.messaging.settle(deliveries=batch.deliveries, verdict=Verdict.PUT_BACK, reason="")
+            raise
         self.engine.on_commit()
         self.engine.add(job for job in new if job.state is JobState.CREATED)
-        accepted += [item.delivery for item in taken if not item.refusal]
+        for delivery, message in batch.asked:  # after the jobs: one of them may be meant
+            self._control(message, delivery, reader)
+        accepted = [item.delivery for item in batch.taken if not item.refusal]
+        accepted += [delivery for delivery, _ in batch.asked]
         if accepted:
             self.messaging.settle(deliveries=accepted, verdict=Verdict.ACCEPT, reason="")
-        for item in taken:
+        for item in batch.taken:
             if item.refusal:
                 self.messaging.settle(deliveries=[item.delivery], verdict=Verdict.REFUSE, reason=item.refusal)
 

@@ -45,6 +45,8 @@ __all__ = [
 T = TypeVar("T")
 Operation: TypeAlias = Callable[[sqlite3.Connection], T]
 
+_Item: TypeAlias = tuple[Operation[Any], Future[Any]]
+
 _OLDEST_SQLITE: Final = (3, 34, 0)
 _MOST_AT_ONCE: Final = 500
 _BUSY_S: Final = 30.0
@@ -179,7 +181,8 @@ class Store:
         row = self._connection.execute("SELECT max(id) FROM jobs").fetchone()
         self._last_id: int = row[0] or 0
         self._id_lock = threading.Lock()
-        self._waiting: queue.SimpleQueue[tuple[Operation[Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[list[_Item] | None] = queue.SimpleQueue()
+        self._gathering = threading.local()
         self._writer = threading.Thread(target=self._write_all, name="edgecore-store", daemon=True)
         self._writer.start()
 
@@ -201,6 +204,18 @@ class Store:
             return self._last_id
 
     # ------------------------------------------------------------------------- writing
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Hand over what this thread writes in the block at its end, all at once; wait for none of it inside."""
+        items: list[_Item] = []
+        self._gathering.items = items
+        try:
+            yield
+        finally:
+            self._gathering.items = None
+            if items:
+                self._waiting.put(items)
 
     def apply(self, changes: Sequence[Change]) -> Future[list[bool]]:
         """Write changes together; answers for each whether it was written or was stale."""
@@ -316,20 +331,25 @@ class Store:
 
     def _hand(self, operation: Operation[T]) -> Future[T]:
         future: Future[T] = Future()
-        self._waiting.put((operation, future))
+        gathered: list[_Item] | None = getattr(self._gathering, "items", None)
+        if gathered is None:
+            self._waiting.put([(operation, future)])
+        else:
+            gathered.append((operation, future))
         return future
 
     def _write_all(self) -> None:
-        last = False
-        while not last:
-            items = [self._waiting.get()]
+        handed = self._waiting.get()
+        while handed is not None:
+            items = handed
             with contextlib.suppress(queue.Empty):
-                while len(items) < _MOST_AT_ONCE and items[-1] is not None:
-                    items.append(self._waiting.get_nowait())
-            last = items[-1] is None
-            self._write_together([item for item in items if item is not None])
+                while len(items) < _MOST_AT_ONCE and (handed := self._waiting.get_nowait()) is not None:
+                    items += handed
+            self._write_together(items)
+            if handed is not None:
+                handed = self._waiting.get()
 
-    def _write_together(self, items: list[tuple[Operation[Any], Future[Any]]]) -> None:
+    def _write_together(self, items: list[_Item]) -> None:
         """Commit all in one transaction; where that fails, each in one of its own."""
         if not items:
             return
