@@ -282,13 +282,15 @@ class Engine:
     def _keep(self, job: Job) -> None:
         known = self.jobs.get(job.id)
         if known is not None:
-            self._counts[known.state] -= 1
             job = evolve(job, intent=known.intent)
+        # A lane that asks for room in between must see the job at least once.
         if job.state in SETTLED:
             self.jobs.pop(job.id, None)
-            return
-        self.jobs[job.id] = job
-        self._counts[job.state] += 1
+        else:
+            self._counts[job.state] += 1
+            self.jobs[job.id] = job
+        if known is not None:
+            self._counts[known.state] -= 1
 
     def _wanted(self, job_id: int, intent: Intent) -> None:
         job = self.jobs.get(job_id)
@@ -365,7 +367,10 @@ class Engine:
     def _room(self, step: Step, at_work: Sequence[_Task]) -> int:
         """Tell a lane how many jobs may enter, counting those on their way in as being in."""
         assert step.room is not None
-        entering = sum(task.job.state is self.jobs[task.job.id].state for task in at_work)
+        known = (self.jobs.get(task.job.id) for task in at_work)
+        entering = sum(
+            job is not None and job.state is task.job.state for job, task in zip(known, at_work, strict=True)
+        )
         return step.room(self._counts.copy()) - entering
 
     def _work(self, tasks: Sequence[_Task]) -> None:
@@ -391,6 +396,7 @@ class Engine:
         self, tasks: Sequence[_Task], outcomes: Mapping[int, Outcome], error: Exception | None
     ) -> None:
         step = tasks[0].step
+        self._running["observing" if isinstance(step, Watch) else step.lane].done(tasks)
         if isinstance(step, Watch):
             self._unanswered(error) if error else self._answered()
         elif isinstance(error, EdgeError | OSError):

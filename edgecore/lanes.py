@@ -19,7 +19,9 @@ T = TypeVar("T")
 class Lane(Generic[T]):
     """Hand items to *work* in groups, on at most *threads* threads, first come first served.
 
-    *room* answers how many items may be begun now, given those being worked on; `look_again` asks it anew.
+    Items count as being worked on until `done` is called for them: what came of them may be known only
+    after *work* has returned. *room* answers how many items may be begun now, given those; `look_again`
+    asks it anew.
     """
 
     def __init__(
@@ -57,6 +59,13 @@ class Lane(Generic[T]):
         with self._changed:
             self._changed.notify_all()
 
+    def done(self, items: Sequence[T]) -> None:
+        """Note that nothing is left to do with *items*, which were handed to *work*."""
+        with self._changed:
+            for item in items:
+                self._at_work.remove(item)
+            self._changed.notify_all()
+
     def stop(self) -> None:
         """Begin nothing more; what waits is dropped."""
         with self._changed:
@@ -66,17 +75,12 @@ class Lane(Generic[T]):
 
     @property
     def busy(self) -> bool:
-        """Whether anything is being worked on."""
+        """Whether anything was handed to *work* and is not done."""
         return bool(self._at_work)
 
     def _run(self) -> None:
         while group := self._take():
-            try:
-                self._work(group)
-            finally:
-                with self._changed:
-                    for item in group:
-                        self._at_work.remove(item)
+            self._work(group)
 
     def _take(self) -> list[T]:
         with self._changed:
