@@ -165,7 +165,10 @@ class Actions:
         """Return the change that resumes a job where it failed, or why that cannot be."""
         now = self.clock.now()
         if job.state is S.JOB_FAILED and job.failed_state is not None:
-            return Change(job, (job.moved(RESUMES_AT[job.failed_state], now, "retried by an operator"),))
+            if batch.job_directory(self.config.work_directory, job.id).is_dir():
+                return Change(job, (job.moved(RESUMES_AT[job.failed_state], now, "retried by an operator"),))
+            message = "retried by an operator, from its input on: its directory was removed"
+            return Change(job, (job.moved(S.CREATED, now, message),))
         if job.state is S.SUBMIT_DISABLED:
             return Change(job, (job.moved(S.PREPROCESSED, now, "retried by an operator"),))
         if job.state is S.LOST:
