@@ -188,7 +188,7 @@ class Watching:
         record = run.end_record()
         attempt = evolve(
             attempt,
-            batch_id=attempt.batch_id or record.batch_id,
+            batch_id=record.batch_id or attempt.batch_id,  # a submit command may have repeated itself
             started=record.started or attempt.started,
             ended=record.ended or attempt.ended,
             exit_code=decision.exit_code,
