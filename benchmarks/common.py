@@ -215,12 +215,12 @@ class Service:
         if self.process.stdout.readline() != b"started\n":
             raise RuntimeError(f"the service did not start: {(site.base / 'service.log').read_text()}")
         self.start_s = time.perf_counter() - begun
-        self._start_cpu_s = cpu_s(self.process.pid)
+        self.start_cpu_ms = cpu_s(self.process.pid) * 1000
 
     @property
     def cpu_s(self) -> float:
         """User and system time of the service since it was ready, in seconds."""
-        return cpu_s(self.process.pid) - self._start_cpu_s
+        return cpu_s(self.process.pid) - self.start_cpu_ms / 1000
 
     def memory_mb(self, key: str) -> float:
         """Return ``VmRSS`` or ``VmHWM`` of the service in megabytes of 1,000,000 bytes."""

@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -44,13 +44,13 @@ class _Run:
     cpu_ms: float
 
 
-def main() -> None:
-    """Run the cases and print the table."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the cases and print the table; *arguments* are those of the command line unless given."""
     parser = argparse.ArgumentParser(description="Measure copies by file:// beside cp -r.")
     parser.add_argument("--quick", action="store_true", help="smaller files, three rounds")
     parser.add_argument("--rounds", type=int, help="how many interleaved rounds (default: 7)")
     parser.add_argument("--directory", type=Path, default=Path.cwd(), help="where to copy (default: here)")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     rounds = chosen.rounds or (3 if chosen.quick else 7)
     big = 128 * _MEBIBYTE if chosen.quick else 1024 * _MEBIBYTE
     cases = [
