@@ -71,7 +71,7 @@ def test_output_goes_to_the_files_of_the_attempt_and_is_appended(bench: Bench) -
 
 @pytest.mark.slow
 def test_the_end_record_tells_times_batch_id_and_host(bench: Bench) -> None:
-    before = time.time_ns() // 1_000_000_000
+    before = time.time_ns() // 1_000_000_000 - 1  # some `date` reads a clock that lags by a tick
     bench.finish("7.server")
     after = time.time_ns() // 1_000_000_000
     record = bench.run.end_record()
@@ -115,7 +115,11 @@ odd = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]),
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(arguments=st.lists(odd, max_size=30), value=odd)
 def test_any_argument_and_any_value_arrives_byte_by_byte(
     bench: Bench, arguments: list[str], value: str
@@ -294,7 +298,7 @@ def test_a_rename_that_worked_although_the_file_server_denies_it_counts(bench: B
 
 @pytest.mark.slow
 def test_a_rename_that_fails_once_is_tried_again(bench: Bench) -> None:
-    fails_first = 'n=${0%/*}/$1; n=${n%%.*}; [ -e "$n" ] && exec /bin/mv "$@"; : >"$n"; exit 1'
+    fails_first = 'n=${0%/*}/${1%%.*}; [ -e "$n" ] && exec /bin/mv "$@"; : >"$n"; exit 1'
     bench = bench.with_tools(mv=fails_first, sleep="exit 0").with_values(command=application("exit 3"))
     assert bench.finish() == 3
     assert bench.tokens() == ["ended.3"]

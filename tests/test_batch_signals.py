@@ -27,9 +27,9 @@ TRUTHS = [
     (-signal.SIGTERM, ["ready"], []),  # before the shell had read its first line
     (ABSTAINED, ["ready"], []),
     (143, ["ended.143"], []),
-    (143, ["ended.143"], ["begun"]),
     (7, ["ended.7"], ["told"]),
     (7, ["ended.7"], ["begun", "told"]),
+    (7, ["ended.7"], ["begun", "done", "told"]),
     (0, ["ended.0"], ["begun", "done"]),
 ]
 """Exit code, token and the application's own notes, wherever the stop comes."""
