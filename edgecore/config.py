@@ -18,7 +18,7 @@ from attrs import Factory, evolve, frozen
 
 from edgecore import applications, serial
 from edgecore.errors import ConfigurationError, Problem
-from edgecore.models import BatchWord, Between, Count, Name, Option, SiteContext
+from edgecore.models import BatchWord, Between, Count, Name, Option, SiteContext, Text
 
 __all__ = [
     "Defaults",
@@ -38,6 +38,9 @@ __all__ = [
 
 Seconds = Annotated[float, Between(0, 31_536_000)]
 Settings = Mapping[str, Any]
+VariableName = Annotated[
+    str, Text(r"[A-Za-z_][A-Za-z0-9_]{0,254}", "a name of letters, digits and _, as a shell can export it")
+]
 
 
 @frozen(kw_only=True)
@@ -97,9 +100,9 @@ class LauncherTable:
 class EnvironmentTable:
     """``[environment]``: what child processes get beside the built minimum."""
 
-    inherit: tuple[str, ...] = ()
+    inherit: tuple[VariableName, ...] = ()
     """``pass``: names of variables taken over from the service's own environment."""
-    set: Mapping[str, str] = Factory(dict)
+    set: Mapping[VariableName, str] = Factory(dict)
     """Variables with fixed values, for commands and for jobs."""
 
 
@@ -249,9 +252,17 @@ def read_site(path: Path) -> SiteConfig:
     environment = document.get("environment")
     if isinstance(environment, dict) and "pass" in environment:
         environment["inherit"] = environment.pop("pass")
-    config = serial.structure(SiteConfig, document, source=str(path))
+    try:
+        config = serial.structure(SiteConfig, document, source=str(path))
+    except ConfigurationError as error:
+        raise ConfigurationError(str(path), map(_as_written, error.problems)) from None
     _check(config, path)
     return evolve(config, source=path.absolute())
+
+
+def _as_written(problem: Problem) -> Problem:
+    """Name a key as the file has it: `pass` is a word that Python keeps for itself."""
+    return evolve(problem, path=problem.path.replace("environment.inherit", "environment.pass"))
 
 
 def _part(table: Any, ours: frozenset[str]) -> Any:
