@@ -127,6 +127,8 @@ class _Task:
 
 _IDLE_S: Final = 3600.0
 _SOON_S: Final = 0.2
+_ALL: Final = 1_000_000_000
+"""More jobs than there can be: one look serves all that wait for one."""
 _SCHEDULER: Final = "batch system"
 
 
@@ -346,7 +348,7 @@ class Engine:
         if jobs:
             self._busy.update(job.id for job in jobs)
             tasks = [_Task(self.graph.watch, job) for job in jobs]
-            self._running["observing"].put(tasks, "look", len(tasks))
+            self._running["observing"].put(tasks, "look", _ALL)
 
     def _plan_poll(self) -> None:
         if not self._poll_set:

@@ -20,6 +20,7 @@ from edgecore.drivers import SchedulingRelay
 from edgecore.errors import Unavailable
 from edgecore.evidence import Decision, Finding, Patience, decide
 from edgecore.models import Answer, Attempt, Intent, Job, JobState, NativeState, Observation, Reference
+from edgecore.states import AT_BATCH_SYSTEM
 from edgecore.store import Change
 
 __all__ = ["Watching"]
@@ -62,6 +63,7 @@ class Watching:
                 continue
             if change is not None:
                 changes[job.id] = change
+        self._cancel(jobs, seen, changes)
         self._hold_and_release(jobs, seen, changes)
         return changes
 
@@ -159,8 +161,6 @@ class Watching:
             return self._never_started(job, attempt, decision, seen)
         if finding in (Finding.FENCE, Finding.INTERRUPTED):
             return self._interrupted(job, attempt, decision)
-        if job.intent is Intent.CANCELLED and attempt.batch_id is not None:
-            self._ask(self.scheduling.cancel, evolve(job, attempt=attempt))
         if finding is Finding.LOST:
             return self._lost(job, attempt, decision)
         return self._alive(job, attempt, seen)
@@ -207,9 +207,6 @@ class Watching:
             attempt, ended=attempt.ended or self.clock.now(), reason=decision.reason, missed=None
         )
         if job.intent is Intent.CANCELLED:
-            if seen is not None and seen.state is not NativeState.ENDED:
-                # It can do no harm, but it would stand in the queue.
-                self._ask(self.scheduling.cancel, evolve(job, attempt=attempt))
             return self._moved(job, S.JOB_CANCELLED, "cancelled before it started", attempt)
         if seen is not None and seen.state is NativeState.ENDED:
             return self._moved(
@@ -235,36 +232,59 @@ class Watching:
 
     # --------------------------------------------------------------- what users want of them
 
-    def _ask(self, request: Callable[..., Answer], job: Job) -> bool:
-        """Ask the batch system for something; tell whether it agreed. A failure is asked again later."""
+    def _ask(self, request: Callable[..., Answer], jobs: Sequence[Job]) -> Sequence[Job]:
+        """Ask the batch system for something, once for all *jobs*; answers for which it agreed.
+
+        A failure is asked again later.
+        """
+        if not jobs:
+            return ()
         try:
-            answer = request(references=[self._reference(job)])
+            answer = request(references=[self._reference(job) for job in jobs])
         except Unavailable as error:
-            log.warning("job %d: the batch system was not to be asked: %s", job.id, error)
-            return False
-        for reason in answer.refused.values():
-            log.warning("job %d: the batch system refused: %s", job.id, reason)
-        return not answer.refused
+            log.warning("the batch system was not to be asked about %d jobs: %s", len(jobs), error)
+            return ()
+        for job in jobs:
+            if reason := answer.refused.get(_attempt(job).tag):
+                log.warning("job %d: the batch system refused: %s", job.id, reason)
+        return [job for job in jobs if _attempt(job).tag not in answer.refused]
+
+    def _cancel(
+        self, jobs: Sequence[Job], seen: Mapping[int, Observation], changes: Mapping[int, Change]
+    ) -> None:
+        """Ask to end what nobody wants: what runs, and what would stand in the queue and do no harm."""
+        unwanted = []
+        for job in jobs:
+            if job.intent is not Intent.CANCELLED:
+                continue
+            after = changes[job.id].after if job.id in changes else job
+            listed = job.id in seen and seen[job.id].state is not NativeState.ENDED
+            if _attempt(after).batch_id is not None and (after.state in AT_BATCH_SYSTEM or listed):
+                unwanted.append(after)
+        self._ask(self.scheduling.cancel, unwanted)
 
     def _hold_and_release(
         self, jobs: Sequence[Job], seen: Mapping[int, Observation], changes: dict[int, Change]
     ) -> None:
         """Ask for what users want of waiting attempts; the state follows when a listing shows it."""
         waiting = {NativeState.QUEUED: Intent.HELD, NativeState.HELD: Intent.RUN}
+        hold, release = [], []
         for job in jobs:
             observation = seen.get(job.id)
             if observation is None or waiting.get(observation.state) is not job.intent:
                 continue
             after = changes[job.id].after if job.id in changes else job
-            attempt = _attempt(after)
-            hold = job.intent is Intent.HELD
-            if not hold and not attempt.held:
-                continue  # held by somebody else, who will release it
-            if not self._ask(self.scheduling.hold if hold else self.scheduling.release, after):
-                continue
+            if job.intent is Intent.HELD:
+                hold.append(after)
+            elif _attempt(after).held:  # else somebody else holds it, who will release it
+                release.append(after)
+        held = [(job, True) for job in self._ask(self.scheduling.hold, hold)]
+        released = [(job, False) for job in self._ask(self.scheduling.release, release)]
+        before = {job.id: job for job in jobs}
+        for job, is_held in held + released:
             path = changes[job.id].path if job.id in changes else (job,)
-            noted = evolve(path[-1], attempt=evolve(attempt, held=hold))
-            changes[job.id] = Change(job, (*path[:-1], noted))
+            noted = evolve(path[-1], attempt=evolve(_attempt(job), held=is_held))
+            changes[job.id] = Change(before[job.id], (*path[:-1], noted))
 
 
 def _attempt(job: Job) -> Attempt:
