@@ -7,6 +7,7 @@ both outlive a restart of the service, as a real batch system does.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ import pytest
 from attrs import define, evolve, field
 from sites import Site, make_site, wait_for
 
+from edgecore.clock import Clock
 from edgecore.config import Retry, SiteConfig
 from edgecore.drivers import SchedulingRelay, TransferRelay, open_transfer
 from edgecore.errors import BrokerUnavailable, SchedulerUnavailable
@@ -112,11 +114,15 @@ class ScriptedScheduling(Scheduling):
     """While it is not set, `submit` does not return."""
     at_gate: threading.Semaphore = field(factory=lambda: threading.Semaphore(0))
     """Released when a call of `submit` comes to the gate."""
+    may_look: threading.Event = field(factory=threading.Event)
+    """While it is not set, a listing does not return."""
+    _arrived: threading.Event = field(factory=threading.Event)
     _number: int = 1000
     _lock: threading.RLock = field(factory=threading.RLock)
 
     def __attrs_post_init__(self) -> None:
         self.open_gate.set()
+        self.may_look.set()
 
     # ------------------------------------------------------------------------ what a test says
 
@@ -179,6 +185,16 @@ class ScriptedScheduling(Scheduling):
                     self.start(entry)
         return answers
 
+    @contextlib.contextmanager
+    def pause_looks(self) -> Iterator[threading.Event]:
+        """Keep listings from returning; the event says that one has come."""
+        self.may_look.clear()
+        arrived = self._arrived = threading.Event()
+        try:
+            yield arrived
+        finally:
+            self.may_look.set()
+
     def kill_all(self) -> None:
         """Leave no process behind."""
         for entry in self.entries:
@@ -210,6 +226,8 @@ class ScriptedScheduling(Scheduling):
     @hookimpl
     def observe(self, references: Sequence[Reference]) -> Mapping[str, Observation]:
         self._asked("observe", [reference.tag for reference in references])
+        self._arrived.set()
+        assert self.may_look.wait(LONG_S)
         with self._lock:
             listed = {entry.batch_id: entry for entry in self._listed()}
             answers = {}
@@ -466,6 +484,7 @@ class Edge:
     plugins: list[object] = field(factory=list)
     failure: BaseException | None = None
     """What `Balsam.run` raised."""
+    clock: Clock = field(factory=Clock)
     _balsam: Balsam | None = None
     _thread: threading.Thread | None = None
 
@@ -478,7 +497,9 @@ class Edge:
         """Run the service, and wait until it works."""
         started = threading.Event()
         self.failure = None
-        self._balsam = balsam = Balsam(self.config, [self.heard, self.broker, *self.plugins])
+        self._balsam = balsam = Balsam(
+            self.config, [self.heard, self.broker, *self.plugins], clock=self.clock
+        )
 
         def run() -> None:
             try:
@@ -527,7 +548,7 @@ class Edge:
         """Send one definition to the site's queue."""
         self.site.send(self.site.job(name=name, application=application, **more))
 
-    def input(self, name: str, **settings: object) -> dict[str, str]:
+    def input(self, name: str, **settings: object) -> dict[str, Any]:
         """Lay input for a job out; answers the URLs and the config_file for its definition."""
         place = self.site.base / "data" / name
         place.mkdir()
@@ -637,5 +658,6 @@ def edge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Edge]:
         yield made
     finally:
         made.scheduling.open_gate.set()
+        made.scheduling.may_look.set()
         made.scheduling.kill_all()
         made.stop()

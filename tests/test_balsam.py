@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from attrs import evolve
@@ -378,7 +379,8 @@ def repairable(edge: Edge, name: str) -> str:
 )
 def test_a_retry_resumes_at_the_program_that_failed(edge: Edge, failed: S, more: str) -> None:
     program = repairable(edge, "program")
-    edge.register("moody", **{more: program, **({"arguments": ()} if more == "executable" else {})})
+    table: dict[str, Any] = {more: program}
+    edge.register("moody", **table)
     edge.start()
     edge.send(application="moody")
     edge.wait("job", S.JOB_FAILED)

