@@ -70,6 +70,7 @@ class Reader:
     def __init__(self, path: Path) -> None:
         if not path.exists():
             raise StoreUnusable(f"{path}: there is no store yet; `edgecore run SITE.toml` makes it")
+        self._path = path
         self._connection = connect(path, read_only=True)
         self._connection.row_factory = sqlite3.Row
         try:
@@ -96,52 +97,58 @@ class Reader:
     ) -> None:
         self.close()
 
+    def _ask(self, query: str, values: Sequence[object] = ()) -> Iterator[sqlite3.Row]:
+        try:
+            yield from self._connection.execute(query, tuple(values))
+        except sqlite3.Error as error:
+            raise StoreUnusable(
+                f"{self._path}: cannot be read: {error}; if it is damaged, restore it from a backup"
+            ) from error
+
+    def _one(self, query: str, values: Sequence[object] = ()) -> sqlite3.Row | None:
+        return next(self._ask(query, values), None)
+
     # ------------------------------------------------------------------------------ jobs
 
     def job(self, job_id: int) -> Job | None:
         """Return a job by our own id."""
-        row = self._connection.execute(f"{_JOB} WHERE jobs.id = ?", (job_id,)).fetchone()
+        row = self._one(f"{_JOB} WHERE jobs.id = ?", (job_id,))
         return None if row is None else _job(row)
 
     def find(self, public_id: str | int, *, owner: str | None = None) -> tuple[Job, ...]:
         """Return the jobs that somebody may mean by *public_id*: the sender's id, else ours."""
-        rows = self._connection.execute(
-            f"{_JOB} WHERE sender_id = ? AND (? IS NULL OR owner = ?) ORDER BY jobs.id",
-            (str(public_id), owner, owner),
-        ).fetchall()
+        sql = f"{_JOB} WHERE sender_id = ? AND (? IS NULL OR owner = ?) ORDER BY jobs.id"
+        rows = list(self._ask(sql, (str(public_id), owner, owner)))
         if not rows and str(public_id).isdecimal() and int(public_id) < 2**63:
-            rows = self._connection.execute(
-                f"{_JOB} WHERE jobs.id = ? AND (? IS NULL OR owner = ?)", (int(public_id), owner, owner)
-            ).fetchall()
+            sql = f"{_JOB} WHERE jobs.id = ? AND (? IS NULL OR owner = ?)"
+            rows = list(self._ask(sql, (int(public_id), owner, owner)))
         return tuple(_job(row) for row in rows)
 
     def taken_as(self, identity: str) -> int | None:
         """Return the id of the job that a delivery with this identity became."""
-        row = self._connection.execute("SELECT job_id FROM inbox WHERE identity = ?", (identity,)).fetchone()
+        row = self._one("SELECT job_id FROM inbox WHERE identity = ?", (identity,))
         return None if row is None else int(row[0])
 
     def active(self) -> Iterator[Job]:
         """Yield every job in which the service has something left to do, oldest first."""
-        for row in self._connection.execute(f"{_JOB} WHERE settled = 0 ORDER BY jobs.id"):
+        for row in self._ask(f"{_JOB} WHERE settled = 0 ORDER BY jobs.id"):
             yield _job(row)
 
     def latest(self, limit: int, *, states: Sequence[JobState] = ()) -> tuple[Job, ...]:
         """Return up to *limit* jobs, newest first, in any of *states* or in any state at all."""
         if not states:
-            rows = self._connection.execute(f"{_JOB} ORDER BY jobs.id DESC LIMIT ?", (limit,)).fetchall()
+            rows = self._ask(f"{_JOB} ORDER BY jobs.id DESC LIMIT ?", (limit,))
             return tuple(_job(row) for row in rows)
         jobs = [
             _job(row)
             for state in states
-            for row in self._connection.execute(
-                f"{_JOB} WHERE state = ? ORDER BY jobs.id DESC LIMIT ?", (state, limit)
-            )
+            for row in self._ask(f"{_JOB} WHERE state = ? ORDER BY jobs.id DESC LIMIT ?", (state, limit))
         ]
         return tuple(sorted(jobs, key=lambda job: job.id, reverse=True)[:limit])
 
     def counts(self) -> Mapping[JobState, int]:
         """Return how many jobs there are in each state."""
-        rows = self._connection.execute("SELECT state, count(*) FROM jobs GROUP BY state")
+        rows = self._ask("SELECT state, count(*) FROM jobs GROUP BY state")
         return {JobState(state): number for state, number in rows}
 
     def to_clean(self, before: int, limit: int, *, failed: bool) -> tuple[int, ...]:
@@ -149,7 +156,7 @@ class Reader:
 
         With *failed* only those that an operator may still want to retry, else only the others.
         """
-        rows = self._connection.execute(
+        rows = self._ask(
             "SELECT id FROM jobs WHERE settled = 1 AND kept = 1 AND changed < ? AND (state = ?) = ?"
             " ORDER BY changed LIMIT ?",
             (before, JobState.JOB_FAILED, failed, limit),
@@ -160,7 +167,7 @@ class Reader:
 
     def history(self, job_id: int) -> tuple[HistoryEntry, ...]:
         """Return every status that a job has had, in order."""
-        rows = self._connection.execute(
+        rows = self._ask(
             "SELECT sequence, time, state, attempt, message FROM history WHERE job_id = ? ORDER BY sequence",
             (job_id,),
         )
@@ -168,14 +175,12 @@ class Reader:
 
     def attempts(self, job_id: int) -> tuple[Attempt, ...]:
         """Return every attempt of a job, in order."""
-        rows = self._connection.execute(
-            f"SELECT {_ATTEMPT} FROM attempts WHERE job_id = ? ORDER BY number", (job_id,)
-        )
+        rows = self._ask(f"SELECT {_ATTEMPT} FROM attempts WHERE job_id = ? ORDER BY number", (job_id,))
         return tuple(_attempt(row) for row in rows)
 
     def transfers(self, job_id: int) -> tuple[TransferRecord, ...]:
         """Return the finished transfers of a job, in order."""
-        rows = self._connection.execute(
+        rows = self._ask(
             "SELECT direction, url, started, ended, files, size_bytes, verified FROM transfers"
             " WHERE job_id = ? ORDER BY id",
             (job_id,),
@@ -186,7 +191,7 @@ class Reader:
 
     def outbox(self, after: int, limit: int) -> tuple[OutboxEntry, ...]:
         """Return messages that the broker has not confirmed, in the order they were written."""
-        rows = self._connection.execute(
+        rows = self._ask(
             "SELECT id, job_id, exchange, key, body FROM outbox WHERE id > ? ORDER BY id LIMIT ?",
             (after, limit),
         )
@@ -194,23 +199,23 @@ class Reader:
 
     def requests(self, after: int) -> tuple[Request, ...]:
         """Return what operators asked for after the request with that id, in order."""
-        rows = self._connection.execute(
+        rows = self._ask(
             "SELECT id, command, job_id, asked_by FROM requests WHERE id > ? ORDER BY id", (after,)
         )
         return tuple(Request(**dict(row)) for row in rows)
 
     def application(self, name: str) -> Application | None:
         """Return an entry of the catalogue."""
-        row = self._connection.execute("SELECT entry FROM applications WHERE name = ?", (name,)).fetchone()
+        row = self._one("SELECT entry FROM applications WHERE name = ?", (name,))
         return None if row is None else _application(name, row[0])
 
     def application_names(self) -> tuple[str, ...]:
         """Return the names in the catalogue."""
-        return tuple(row[0] for row in self._connection.execute("SELECT name FROM applications"))
+        return tuple(row[0] for row in self._ask("SELECT name FROM applications"))
 
     def applications(self) -> tuple[Application, ...]:
         """Return the catalogue, by name."""
-        rows = self._connection.execute("SELECT name, entry FROM applications ORDER BY name")
+        rows = self._ask("SELECT name, entry FROM applications ORDER BY name")
         return tuple(_application(name, entry) for name, entry in rows)
 
 

@@ -175,10 +175,11 @@ class Store:
         self._lock = _lock(path)
         try:
             self._connection = _open_for_writing(path, mode)
+            with _usable(self._connection, path):
+                row = self._connection.execute("SELECT max(id) FROM jobs").fetchone()
         except BaseException:
             os.close(self._lock)
             raise
-        row = self._connection.execute("SELECT max(id) FROM jobs").fetchone()
         self._last_id: int = row[0] or 0
         self._id_lock = threading.Lock()
         self._waiting: queue.SimpleQueue[list[_Item] | None] = queue.SimpleQueue()
@@ -472,7 +473,7 @@ def _lock_file(store: Path) -> Path:
 
 def _open_for_writing(path: Path, mode: str) -> sqlite3.Connection:
     connection = connect(path)
-    try:
+    with _usable(connection, path):
         found = migrations.version(connection)
         if found > migrations.VERSION:
             raise StoreUnusable(
@@ -481,6 +482,14 @@ def _open_for_writing(path: Path, mode: str) -> sqlite3.Connection:
         connection.execute(f"PRAGMA journal_mode = {'WAL' if mode == 'wal' else 'DELETE'}")
         connection.execute("PRAGMA synchronous = FULL")
         migrations.migrate(connection)
+    return connection
+
+
+@contextlib.contextmanager
+def _usable(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
+    """Close a connection that cannot be used, and say why."""
+    try:
+        yield
     except sqlite3.Error as error:
         connection.close()
         raise StoreUnusable(
@@ -489,7 +498,6 @@ def _open_for_writing(path: Path, mode: str) -> sqlite3.Connection:
     except BaseException:
         connection.close()
         raise
-    return connection
 
 
 # ---------------------------------------------------------------------------------- rows
