@@ -174,6 +174,7 @@ class Actions:
         if job.state is S.LOST:
             fenced = self.fence(job)
             if fenced:
+                self.engine.clear_alarm(f"job {job.id}", "declared dead by an operator")
                 ended = job.moved(S.EXECUTION_FAILED, now, "declared dead by an operator")
                 return Change(job, (ended, ended.moved(S.PREPROCESSED, now, "retried by an operator")))
             return "it has moved on just now; look again"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Final
 
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 
 from edgecore.engine import Engine
+from edgecore.errors import EdgeError
 from edgecore.models import Intent, Job, JobState
 from edgecore.reader import Reader, Request
 from edgecore.states import SETTLED
@@ -29,8 +31,10 @@ def objection(command: str, job: Job) -> str | None:
     """Say why *command* makes no sense for a job as it is; None when it may be carried out."""
     if command == "report":
         return None
-    if command == "retry":
-        return None if job.state in _RETRIED else f"it is {job.state}; a retry is for {', '.join(_RETRIED)}"
+    if command == "retry" and job.state not in _RETRIED:
+        return f"it is {job.state}; a retry is for {', '.join(_RETRIED)}"
+    if command == "retry" and job.state in SETTLED:
+        return None
     if job.state in SETTLED and (command, job.state) != ("cancel", JobState.SUBMIT_DISABLED):
         return f"it is {job.state} already"
     if command != "cancel" and job.intent is Intent.CANCELLED:
@@ -47,49 +51,63 @@ class Control:
     retry: Callable[[Job], Change | str]
     fence: Callable[[Job], bool]
 
-    def carry_out(self, command: str, job: Job, *, operator: bool) -> None:
-        """Do *command* to *job*; what cannot be done is logged and changes nothing."""
-        refusal = objection(command, job) or {
-            "cancel": self._cancel,
-            "hold": self._hold,
-            "release": self._release,
-            "retry": self._retry,
-            "report": self._report,
-        }[command](job, operator)
-        if refusal:
-            log.warning("cannot %s job %d: %s", command, job.id, refusal)
-        else:
-            log.info("%s job %d, as asked", command, job.id)
+    def carry_out(self, command: str, job: Job, *, operator: bool) -> Future[None]:
+        """Do *command* to *job*; what cannot be done is logged and changes nothing.
 
-    def _cancel(self, job: Job, operator: bool) -> str | None:
+        The answer is done when what was asked is durable; a request may be forgotten only then.
+        """
+        refusal = objection(command, job)
+        if refusal is not None:
+            _refused(command, job, refusal)
+            return _nothing_to_do()
+        log.info("%s job %d, as asked", command, job.id)
+        if command == "cancel":
+            return self._cancel(job, operator)
+        if command == "retry":
+            return self._retry(job)
+        if command == "report":
+            return self._report(job)
+        return self.engine.want(job.id, Intent.HELD if command == "hold" else Intent.RUN)
+
+    def _cancel(self, job: Job, operator: bool) -> Future[None]:
         if job.state is JobState.SUBMIT_DISABLED:
-            self.engine.submit_change(Change(job, (job.moved(JobState.JOB_CANCELLED, self.store.now()),)))
-            return None
+            return self.engine.change(job, self._cancelled)
+        wanted = self.engine.want(job.id, Intent.CANCELLED)
         if job.state is JobState.LOST and operator:
+            wanted.result()  # first: what a look makes of the token depends on what is wanted
             self.fence(job)  # an operator knows that nothing of it lives
-        self.engine.want(job.id, Intent.CANCELLED)
-        return None
+        return wanted
 
-    def _hold(self, job: Job, operator: bool) -> str | None:
-        self.engine.want(job.id, Intent.HELD)
-        return None
+    def _cancelled(self, job: Job) -> Change | None:
+        if job.state is not JobState.SUBMIT_DISABLED:
+            return None
+        return Change(job, (job.moved(JobState.JOB_CANCELLED, self.store.now(), "cancelled"),))
 
-    def _release(self, job: Job, operator: bool) -> str | None:
+    def _retry(self, job: Job) -> Future[None]:
+        def make(now: Job) -> Change | None:
+            outcome = objection("retry", now) or self.retry(evolve(now, intent=Intent.RUN))
+            if isinstance(outcome, Change):
+                return outcome
+            _refused("retry", now, outcome)
+            return None
+
         self.engine.want(job.id, Intent.RUN)
-        return None
+        return self.engine.change(job, make)
 
-    def _retry(self, job: Job, operator: bool) -> str | None:
-        outcome = self.retry(job)
-        if isinstance(outcome, str):
-            return outcome
-        self.store.set_intent(job.id, Intent.RUN)
-        self.engine.submit_change(outcome)
-        return None
+    def _report(self, job: Job) -> Future[None]:
+        written = self.store.report(job)
+        written.add_done_callback(lambda _: self.engine.on_commit())
+        return written
 
-    def _report(self, job: Job, operator: bool) -> str | None:
-        self.store.report(job)
-        self.engine.on_commit()
-        return None
+
+def _refused(command: str, job: Job, refusal: str) -> None:
+    log.warning("cannot %s job %d: %s", command, job.id, refusal)
+
+
+def _nothing_to_do() -> Future[None]:
+    done: Future[None] = Future()
+    done.set_result(None)
+    return done
 
 
 @define(eq=False)
@@ -129,11 +147,20 @@ class RequestWatch:
     def _serve(self, request: Request, reader: Reader) -> None:
         job = self.control.engine.jobs.get(request.job_id) or reader.job(request.job_id)
         asked = f"{request.asked_by} asked to {request.command} job {request.job_id}"
-        try:
-            if job is None:
-                log.warning("%s, which there is not", asked)
+        if job is None:
+            log.warning("%s, which there is not", asked)
+            done = _nothing_to_do()
+        else:
+            try:
+                done = self.control.carry_out(request.command, job, operator=True)
+            except (OSError, EdgeError) as error:
+                done = Future()
+                done.set_exception(error)
+
+        def forget(carried_out: Future[None]) -> None:
+            if error := carried_out.exception():
+                log.error("%s, which failed and will be tried again at the next start: %s", asked, error)
             else:
-                self.control.carry_out(request.command, job, operator=True)
-        except OSError as error:
-            log.error("%s, which failed: %s", asked, error)
-        self.store.request_done(request.id)
+                self.store.request_done(request.id)
+
+        done.add_done_callback(forget)

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from attrs import define, evolve, field, frozen
 
@@ -149,6 +149,8 @@ class Engine:
 
     jobs: dict[int, Job] = field(init=False, factory=dict)
     """Every job in which something is left to do, as last committed."""
+    _early: dict[int, Intent] = field(init=False, factory=dict)
+    """What users want of jobs that are durable and come to us in a moment."""
     _busy: set[int] = field(init=False, factory=set)
     _counts: Counter[JobState] = field(init=False, factory=Counter)
     _events: queue.SimpleQueue[Event] = field(init=False, factory=queue.SimpleQueue)
@@ -164,22 +166,32 @@ class Engine:
 
     # ------------------------------------------------------------- called from any thread
 
-    def add(self, jobs: Iterable[Job]) -> None:
-        """Take jobs that are in the store and that this engine does not know yet."""
+    def add(self, jobs: Iterable[Job], *, new: bool = False) -> None:
+        """Take jobs that are in the store and that this engine does not know yet; tell of *new* ones."""
         taken = list(jobs)
-        self._events.put(lambda: self._add(taken))
+        self._events.put(lambda: self._add(taken, new))
 
-    def want(self, job_id: int, intent: Intent) -> None:
-        """Note durably what the user wants of a job, and act on it."""
+    def want(self, job_id: int, intent: Intent) -> Future[None]:
+        """Note what the user wants of a job, and act on it; the answer is done when that is durable."""
+        done: Future[None] = Future()
 
-        def written(_: Future[None]) -> None:
-            self._events.put(lambda: self._wanted(job_id, intent))
+        def written(future: Future[None]) -> None:
+            if not future.exception():
+                self._events.put(lambda: self._wanted(job_id, intent))
+            _pass_on(future, done)
 
         self.store.set_intent(job_id, intent).add_done_callback(written)
+        return done
 
-    def submit_change(self, change: Change) -> None:
-        """Make a change that no action asked for, such as an operator's retry."""
-        self._events.put(lambda: self._change_outside(change))
+    def change(self, job: Job, make: Callable[[Job], Change | None]) -> Future[None]:
+        """Make a change that no action asked for, such as an operator's retry, once nothing works on the job.
+
+        *make* gets the job as it is then, and may want no change after all. It runs on the loop's thread. The
+        answer is done when the change is durable.
+        """
+        done: Future[None] = Future()
+        self._events.put(lambda: self._change_outside(job, make, done))
+        return done
 
     def stop(self) -> None:
         """Begin nothing more; `run` returns when what was begun has ended."""
@@ -275,11 +287,18 @@ class Engine:
 
     # ------------------------------------------------------- decisions, on the loop's thread
 
-    def _add(self, jobs: Sequence[Job]) -> None:
+    def _add(self, jobs: Sequence[Job], new: bool) -> None:
         for job in jobs:
-            if job.id not in self.jobs:
-                self._keep(job)
-                self._dispatch(job.id)
+            if job.id in self.jobs:
+                continue
+            self._keep(evolve(job, intent=self._early.pop(job.id, job.intent)))
+            if new:
+                self._tell(job)
+            self._dispatch(job.id)
+
+    def _tell(self, job: Job) -> None:
+        log.info("job %d (%s): %s %s", job.id, job.name, job.state, job.message)
+        self.listeners.job_changed(job=job)
 
     def _keep(self, job: Job) -> None:
         known = self.jobs.get(job.id)
@@ -297,6 +316,7 @@ class Engine:
     def _wanted(self, job_id: int, intent: Intent) -> None:
         job = self.jobs.get(job_id)
         if job is None:
+            self._early[job_id] = intent
             return
         self.jobs[job_id] = evolve(job, intent=intent)
         if job_id in self._busy:
@@ -443,14 +463,23 @@ class Engine:
         log.warning("job %d waits in %s: %s", job.id, job.state, outcome.reason)
         return Change(job, (evolve(job, failures=failures, due=due, message=outcome.reason),))
 
-    def _change_outside(self, change: Change) -> None:
-        if change.after.id in self._busy:
-            self._after(_SOON_S, lambda: self._change_outside(change))
+    def _change_outside(self, job: Job, make: Callable[[Job], Change | None], done: Future[None]) -> None:
+        if job.id in self._busy:
+            self._after(_SOON_S, lambda: self._change_outside(job, make, done))
+            return
+        try:
+            change = make(self.jobs.get(job.id, job))
+            written = None if change is None else self._write([change])
+        except Exception as error:
+            done.set_exception(error)
+            return
+        if written is None:
+            done.set_result(None)
         else:
-            self._write([change])
+            written.add_done_callback(lambda future: _pass_on(future, done))
 
-    def _write(self, changes: Sequence[Change]) -> None:
-        """Write changes; their jobs are busy until that is done."""
+    def _write(self, changes: Sequence[Change]) -> Future[list[bool]] | None:
+        """Write changes; their jobs are busy until that is done. None when all are vetoed."""
         allowed = []
         for change in changes:
             self._busy.add(change.after.id)
@@ -459,12 +488,14 @@ class Engine:
             else:
                 self._again_later(change.after.id)
         if not allowed:
-            return
+            return None
 
         def written(future: Future[list[bool]]) -> None:
             self._events.put(lambda: self._written(allowed, future))
 
-        self.store.apply(allowed).add_done_callback(written)
+        future = self.store.apply(allowed)
+        future.add_done_callback(written)
+        return future
 
     def _allowed(self, change: Change) -> bool:
         before = change.before
@@ -506,8 +537,7 @@ class Engine:
             for job in change.path:
                 if job.sequence > sequence:
                     sequence = job.sequence
-                    log.info("job %d (%s): %s %s", job.id, job.name, job.state, job.message)
-                    self.listeners.job_changed(job=job)
+                    self._tell(job)
         for lane in self._running.values():
             lane.look_again()
 
@@ -540,3 +570,12 @@ class Engine:
         if now - self._silent_since >= self.alarm_after_s:
             minutes = (now - self._silent_since) / 60
             self.raise_alarm(_SCHEDULER, f"no answer for {minutes:.0f} minutes: {error}")
+
+
+def _pass_on(future: Future[Any], done: Future[None]) -> None:
+    """Let *done* end as *future* did, whose result nobody needs."""
+    error = future.exception()
+    if error is not None:
+        done.set_exception(error)
+    else:
+        done.set_result(None)

@@ -12,7 +12,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +23,7 @@ from edgecore.admission import Admission
 from edgecore.control import Control
 from edgecore.drivers import MessagingRelay
 from edgecore.engine import Backoff, Engine
-from edgecore.errors import DefinitionError, EdgeError, StoreError
+from edgecore.errors import DefinitionError, EdgeError, Problem
 from edgecore.models import ControlMessage, Delivery, Job, JobDefinition, JobState, RoutingKey, Verdict
 from edgecore.reader import Reader
 from edgecore.store import Change, Store, status_of
@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 _MOST_AT_ONCE: Final = 200
 _WAIT_S: Final = 1.0
+_DURABLE_S: Final = 5.0
+"""How long to wait until a request is durable; then it goes back to the broker."""
 
 
 @frozen
@@ -50,7 +52,6 @@ class _Taken:
 class _Batch:
     """Deliveries on their way into the store in one transaction, and what else they asked for."""
 
-    deliveries: Sequence[Delivery]
     taken: Sequence[_Taken]
     asked: Sequence[tuple[Delivery, ControlMessage]]
 
@@ -103,15 +104,22 @@ class Intake:
         wait_s = 0.0 if self._begun else _WAIT_S
         deliveries = self.messaging.receive(queue=self.queue, limit=_MOST_AT_ONCE, timeout_s=wait_s)
         if deliveries:
-            self._begun.append(self._begin(deliveries))
+            try:
+                self._begun.append(self._begin(deliveries))
+            except BaseException:
+                self._put_back(deliveries)
+                raise
         if len(self._begun) > 1 or not deliveries:
             self._finish_first(reader)
+
+    def _put_back(self, deliveries: Sequence[Delivery]) -> None:
+        self.messaging.settle(deliveries=deliveries, verdict=Verdict.PUT_BACK, reason="")
 
     def _finish_all(self, reader: Reader) -> None:
         while self._begun:
             try:
                 self._finish_first(reader)
-            except EdgeError as error:
+            except Exception as error:
                 log.warning("deliveries could not be finished and will come again: %s", error)
 
     def _begin(self, deliveries: Sequence[Delivery]) -> _Batch:
@@ -121,7 +129,7 @@ class Intake:
         with self.store.together():
             for delivery in deliveries:
                 try:
-                    read = self.admission.read(delivery.body, self._source(delivery))
+                    read = self._read(delivery)
                 except DefinitionError as error:
                     taken.append(self._reject(delivery, error))
                     continue
@@ -129,29 +137,39 @@ class Intake:
                     asked.append((delivery, read))
                 else:
                     taken.append(self._create(delivery, read))
-        return _Batch(deliveries, taken, asked)
+        return _Batch(taken, asked)
+
+    def _read(self, delivery: Delivery) -> JobDefinition | ControlMessage:
+        """Read a message. Raises DefinitionError, also where we fail at it: it must not come again for ever."""
+        source = self._source(delivery)
+        try:
+            return self.admission.read(delivery.body, source)
+        except EdgeError:
+            raise
+        except Exception as error:
+            log.exception("%s cannot be read, which is a fault of edgecore", source)
+            raise DefinitionError(source, [Problem("", "", f"internal error: {error!r}")]) from error
 
     def _finish_first(self, reader: Reader) -> None:
         """Wait until the oldest batch is durable, let the engine have it, and acknowledge it."""
         if not self._begun:
             return
         batch = self._begun.popleft()
-        try:
-            new = [item.job for item in batch.taken if item.written.result() == item.job.id]
-        except StoreError:
-            self.messaging.settle(deliveries=batch.deliveries, verdict=Verdict.PUT_BACK, reason="")
-            raise
+        failure = next(filter(None, (item.written.exception() for item in batch.taken)), None)
+        written = [item for item in batch.taken if item.written.exception() is None]
+        new = [item.job for item in written if item.written.result() == item.job.id]
         self.engine.on_commit()
         self.engine.add(job for job in new if job.state is JobState.CREATED)
-        for delivery, message in batch.asked:  # after the jobs: one of them may be meant
-            self._control(message, delivery, reader)
-        accepted = [item.delivery for item in batch.taken if not item.refusal]
-        accepted += [delivery for delivery, _ in batch.asked]
+        accepted = [item.delivery for item in written if not item.refusal]
+        accepted += self._carried_out(batch.asked, reader)  # after the jobs: one of them may be meant
         if accepted:
             self.messaging.settle(deliveries=accepted, verdict=Verdict.ACCEPT, reason="")
-        for item in batch.taken:
+        for item in written:
             if item.refusal:
                 self.messaging.settle(deliveries=[item.delivery], verdict=Verdict.REFUSE, reason=item.refusal)
+        if failure is not None:
+            self._put_back([item.delivery for item in batch.taken if item.written.exception() is not None])
+            raise failure
 
     def _source(self, delivery: Delivery) -> str:
         return f"message {delivery.message_id}" if delivery.message_id else "message without id"
@@ -164,7 +182,7 @@ class Intake:
         again = False
         if definition.job_id is not None:
             identity = f"job\t{owner}\t{definition.job_id}"
-        elif delivery.message_id is not None:
+        elif delivery.message_id:
             identity = message_identity(owner, delivery.message_id)
         else:
             # Equal bodies may be two jobs; only a delivery known to be a repetition is taken for one.
@@ -197,9 +215,28 @@ class Intake:
             message=message,
         )
 
-    def _control(self, message: ControlMessage, delivery: Delivery, reader: Reader) -> None:
+    def _carried_out(
+        self, asked: Sequence[tuple[Delivery, ControlMessage]], reader: Reader
+    ) -> Sequence[Delivery]:
+        """Do what senders ask of their jobs; answers what is durable. The others are put back."""
+        futures = [(delivery, self._control(message, delivery, reader)) for delivery, message in asked]
+        wait([done for _, done in futures if done is not None], _DURABLE_S)
+        durable = [
+            delivery
+            for delivery, done in futures
+            if done is None or (done.done() and done.exception() is None)
+        ]
+        again = [delivery for delivery, _ in futures if delivery not in durable]
+        if again:
+            log.warning("%d requests could not be carried out and will come again", len(again))
+            self.messaging.settle(deliveries=again, verdict=Verdict.PUT_BACK, reason="")
+        return durable
+
+    def _control(self, message: ControlMessage, delivery: Delivery, reader: Reader) -> Future[None] | None:
         owner = self._owner(delivery)
-        jobs = reader.find(message.job_id, owner=owner)
+        found = reader.find(message.job_id, owner=owner)
+        # A resend that was rejected stands beside the job that it was to repeat.
+        jobs = [job for job in found if job.state is not JobState.JOB_REJECTED] or found
         if not jobs:
             log.warning(
                 "%s asked to %s job %s, of which there is none of theirs",
@@ -207,8 +244,9 @@ class Intake:
                 message.command,
                 message.job_id,
             )
-        for job in jobs[-1:]:
-            self.control.carry_out(message.command, self.engine.jobs.get(job.id, job), operator=False)
+            return None
+        job = jobs[-1]
+        return self.control.carry_out(message.command, self.engine.jobs.get(job.id, job), operator=False)
 
 
 def message_identity(owner: str, message_id: str) -> str:

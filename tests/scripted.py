@@ -392,6 +392,10 @@ class BrokerMood:
     error: Exception | None = None
     """What a broken driver raises."""
     sent: list[OutgoingMessage] = field(factory=list)
+    sender: str | None = None
+    """Whom the broker vouches for."""
+    reply_to: str | None = None
+    on_settle: Callable[[], object] = lambda: None
 
     @hookimpl(wrapper=True)
     def declare(self, topology: Topology) -> Generator[None, T, T]:
@@ -407,13 +411,17 @@ class BrokerMood:
         return evolve(report, unroutable={**report.unroutable, **lost})
 
     @hookimpl(wrapper=True)
-    def receive(self, queue: str, limit: int, timeout_s: float) -> Generator[None, T, T]:
+    def receive(
+        self, queue: str, limit: int, timeout_s: float
+    ) -> Generator[None, Sequence[Delivery], Sequence[Delivery]]:
         self._check()
-        return (yield)
+        deliveries = yield
+        return [evolve(d, sender=self.sender, reply_to=self.reply_to or d.reply_to) for d in deliveries]
 
     @hookimpl(wrapper=True)
     def settle(self, deliveries: Sequence[Delivery]) -> Generator[None, T, T]:
         self._check()
+        self.on_settle()
         return (yield)
 
     def _check(self) -> None:
