@@ -26,7 +26,7 @@ from typing import Any, Final, Protocol, TypeAlias
 from attrs import define, evolve, field, frozen
 
 from edgecore.clock import Clock
-from edgecore.errors import EdgeError, SchedulerUnavailable, TransferStopped, Unavailable, Veto
+from edgecore.errors import EdgeError, SchedulerUnavailable, StoreError, TransferStopped, Unavailable, Veto
 from edgecore.lanes import Lane
 from edgecore.models import Intent, Job, JobState
 from edgecore.states import SETTLED, is_legal
@@ -130,6 +130,7 @@ _SOON_S: Final = 0.2
 _ALL: Final = 1_000_000_000
 """More jobs than there can be: one look serves all that wait for one."""
 _SCHEDULER: Final = "batch system"
+_STORE: Final = "store"
 
 
 @define(eq=False)
@@ -350,7 +351,7 @@ class Engine:
             return
         path: list[Job] = []
         at = job
-        while (moved := self.graph.steps[at.state].instant(at)) is not None:
+        while (moved := self._instantly(at)) is not None:
             path.append(moved)
             at = moved
             if at.state in SETTLED:
@@ -362,6 +363,14 @@ class Engine:
         step = self.graph.steps[job.state]
         key = (job.state, step.alike(job)) if step.alike else job.id
         self._running[step.lane].put([_Task(step, job)], key, step.largest)
+
+    def _instantly(self, job: Job) -> Job | None:
+        """Return the job moved on where there is nothing to do; where that cannot be told, leave it to the action."""
+        try:
+            return self.graph.steps[job.state].instant(job)
+        except Exception as error:
+            log.warning("job %d: %s: %s", job.id, job.state, error)
+            return None
 
     def _look(self, job_ids: Iterable[int]) -> None:
         jobs = [self.jobs[job_id] for job_id in job_ids if job_id not in self._busy]
@@ -427,6 +436,8 @@ class Engine:
             log.error(
                 "unexpected error in lane %s of %s", step.lane, [t.job.id for t in tasks], exc_info=error
             )
+        if isinstance(error, StoreError):
+            self.raise_alarm(_STORE, str(error))
         changes = []
         for task in tasks:
             job = self.jobs[task.job.id]
@@ -447,11 +458,12 @@ class Engine:
             return None
         if error is None:
             return Postponed("stopped on the way")
-        passing = isinstance(error, Unavailable) or not isinstance(error, EdgeError)
+        passing = isinstance(error, Unavailable | StoreError) or not isinstance(error, EdgeError)
         reason = str(error) if isinstance(error, EdgeError | OSError) else f"internal error: {error!r}"
         if not passing:
             return self.graph.give_up(job, step.failed, reason)
-        if job.failures + 1 >= self.backoff.tries and not isinstance(error, SchedulerUnavailable):
+        not_its_fault = isinstance(error, SchedulerUnavailable | StoreError)
+        if job.failures + 1 >= self.backoff.tries and not not_its_fault:
             return self.graph.give_up(job, step.failed, f"gave up after {job.failures + 1} tries: {reason}")
         return Postponed(reason)
 
@@ -505,7 +517,9 @@ class Engine:
                 and after.state is not before.state
                 and not is_legal(before.state, after.state)
             ):
-                raise AssertionError(f"job {after.id}: no way from {before.state} to {after.state}")
+                mistake = f"no way from {before.state} to {after.state}"
+                self.raise_alarm(f"job {after.id}", f"a mistake in edgecore, please report it: {mistake}")
+                return False
             try:
                 self.listeners.job_changing(before=before, after=after)
             except Veto as veto:
@@ -517,11 +531,11 @@ class Engine:
     def _written(self, changes: Sequence[Change], future: Future[list[bool]]) -> None:
         error = future.exception()
         if error is not None:
-            self.raise_alarm("store", str(error))
+            self.raise_alarm(_STORE, str(error))
             for change in changes:
                 self._again_later(change.after.id)
             return
-        self.clear_alarm("store", "changes are written again")
+        self.clear_alarm(_STORE, "changes are written again")
         written = [change for change, ok in zip(changes, future.result(), strict=True) if ok]
         for change in changes:
             self._busy.discard(change.after.id)

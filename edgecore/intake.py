@@ -159,7 +159,7 @@ class Intake:
         written = [item for item in batch.taken if item.written.exception() is None]
         new = [item.job for item in written if item.written.result() == item.job.id]
         self.engine.on_commit()
-        self.engine.add(job for job in new if job.state is JobState.CREATED)
+        self.engine.add(new, new=True)
         accepted = [item.delivery for item in written if not item.refusal]
         accepted += self._carried_out(batch.asked, reader)  # after the jobs: one of them may be meant
         if accepted:
