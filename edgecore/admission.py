@@ -8,6 +8,7 @@ from datetime import datetime
 from attrs import frozen
 
 from edgecore import serial
+from edgecore.clock import iso, microseconds
 from edgecore.config import SiteConfig
 from edgecore.errors import DefinitionError, Problem
 from edgecore.models import ControlMessage, JobDefinition
@@ -98,6 +99,6 @@ class Admission:
 def _not_a_time(value: object) -> Iterator[Problem]:
     if isinstance(value, str):
         try:
-            datetime.fromisoformat(value)
-        except ValueError:
+            iso(microseconds(datetime.fromisoformat(value)))
+        except (ValueError, OverflowError):
             yield Problem("not_after", shorten(value), "must be a date and time as ISO 8601 has it")

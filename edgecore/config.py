@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote_to_bytes
 
 from attrs import Factory, evolve, frozen
 
@@ -58,7 +59,7 @@ class MessagingTable:
     @property
     def scheme(self) -> str:
         """The name of the driver."""
-        return urlsplit(self.url).scheme
+        return _scheme(self.url)
 
 
 @frozen(kw_only=True)
@@ -80,11 +81,11 @@ class TransferTable:
     @property
     def scheme(self) -> str:
         """The name of the driver."""
-        return urlsplit(self.prefix).scheme
+        return _scheme(self.prefix)
 
     def allows(self, url: str) -> bool:
         """Tell whether *url* lies below the prefix and does not climb out of it, encoded or not."""
-        segments = unquote_to_bytes(url).split(b"/")
+        segments = unquote_to_bytes(url.encode(errors="surrogatepass")).split(b"/")
         climbs = b".." in segments or b"." in segments or any(b"\0" in segment for segment in segments)
         return not climbs and (url + "/").startswith(self.prefix.rstrip("/") + "/")
 
@@ -241,11 +242,11 @@ def read_site(path: Path) -> SiteConfig:
         raise _refused(path, "", f"cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise _refused(path, "", f"is not TOML: {error}") from error
+    unknown = tuple(_unknown_keys(document))
     place = path.absolute().parent
     for key in ("work_directory", "store"):
         if isinstance(document.get(key), str):
-            document[key] = str(place / Path(document[key]).expanduser())
-    document.pop("source", None)
+            document[key] = str(place / os.path.expanduser(document[key]))
     for name, ours in _DRIVER_TABLES.items():
         if name in document:
             document[name] = _part(document[name], ours)
@@ -255,14 +256,31 @@ def read_site(path: Path) -> SiteConfig:
     try:
         config = serial.structure(SiteConfig, document, source=str(path))
     except ConfigurationError as error:
-        raise ConfigurationError(str(path), map(_as_written, error.problems)) from None
+        raise ConfigurationError(str(path), (*map(_as_written, error.problems), *unknown)) from None
+    if unknown:
+        raise ConfigurationError(str(path), unknown)
     _check(config, path)
     return evolve(config, source=path.absolute())
 
 
 def _as_written(problem: Problem) -> Problem:
-    """Name a key as the file has it: `pass` is a word that Python keeps for itself."""
-    return evolve(problem, path=problem.path.replace("environment.inherit", "environment.pass"))
+    """Name a key as the file has it, not as our fields do."""
+    path = re.sub(r"^environment\.inherit\b", "environment.pass", problem.path)
+    return evolve(problem, path=re.sub(r"^plugins\.settings\.", "plugins.", path))
+
+
+def _unknown_keys(document: dict[str, Any]) -> Iterator[Problem]:
+    """Take out what names a field of ours that is no key of the file."""
+    environment = document.get("environment")
+    for table, prefix, key in ((document, "", "source"), (environment, "environment.", "inherit")):
+        if isinstance(table, dict) and key in table:
+            del table[key]
+            yield Problem(f"{prefix}{key}", "", "unknown key")
+
+
+def _scheme(url: str) -> str:
+    match = re.match(r"([a-z][a-z0-9+.-]*)://", url)
+    return match[1] if match else ""
 
 
 def _part(table: Any, ours: frozenset[str]) -> Any:
@@ -282,7 +300,7 @@ def _check(config: SiteConfig, path: Path) -> None:
             Problem("messaging.url", repr(config.messaging.url), "must be a URL, such as sqlite:///path")
         )
     for number, entry in enumerate(config.transfer):
-        if not entry.scheme or "://" not in entry.prefix:
+        if not entry.scheme:
             allowed = "must be the beginning of a URL, such as file:///data/"
             problems.append(Problem(f"transfer[{number}].prefix", repr(entry.prefix), allowed))
     if problems:
@@ -302,12 +320,16 @@ def _refused(path: Path, where: str, what: str) -> ConfigurationError:
 
 def _environment(table: EnvironmentTable) -> Mapping[str, str]:
     """Build the environment of child processes: a minimum, what is passed, what is set."""
-    account = pwd.getpwuid(os.getuid())
+    try:
+        account = pwd.getpwuid(os.getuid())
+        name, home = account.pw_name, account.pw_dir
+    except KeyError:  # a container's user without an entry
+        name, home = str(os.getuid()), "/"
     built = {
         "PATH": "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin",
-        "HOME": account.pw_dir,
-        "USER": account.pw_name,
-        "LOGNAME": account.pw_name,
+        "HOME": home,
+        "USER": name,
+        "LOGNAME": name,
         "LANG": "C.UTF-8",
     }
     passed = {name: os.environ[name] for name in table.inherit if name in os.environ}

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get
 import attrs
 from cattrs import BaseValidationError, ClassValidationError, Converter, IterableValidationError
 from cattrs.errors import ForbiddenExtraKeysError
+from cattrs.gen import make_mapping_structure_fn
 
 from edgecore.errors import ConfigurationError, DefinitionError, Problem
 from edgecore.models import Between, Text
@@ -349,7 +350,7 @@ def _converter() -> Converter:
     @converter.register_structure_hook_factory(_origin_is(Mapping))
     def _mappings(kind: Any) -> _Hook:
         return _strict_container(
-            converter.gen_structure_mapping(kind), (dict,), "must be a table of keys and values"
+            make_mapping_structure_fn(kind, converter), (dict,), "must be a table of keys and values"
         )
 
     @converter.register_structure_hook_factory(attrs.has)

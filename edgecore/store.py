@@ -208,15 +208,18 @@ class Store:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Hand over what this thread writes in the block at its end, all at once; wait for none of it inside."""
+        """Hand over what this thread writes in the block at its end, all at once, or nothing if it fails.
+
+        Inside the block, wait for none of it.
+        """
         items: list[_Item] = []
         self._gathering.items = items
         try:
             yield
         finally:
             self._gathering.items = None
-            if items:
-                self._waiting.put(items)
+        if items:
+            self._waiting.put(items)
 
     def apply(self, changes: Sequence[Change]) -> Future[list[bool]]:
         """Write changes together; answers for each whether it was written or was stale."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from edgecore.admission import Admission
 from edgecore.control import Control
 from edgecore.drivers import Listeners, MessagingRelay
 from edgecore.engine import Backoff, Engine, Graph, Watch
+from edgecore.errors import StoreUnusable
 from edgecore.intake import Intake
-from edgecore.models import Intent, Job, JobState
+from edgecore.models import Intent, Job, JobDefinition, JobState
 from edgecore.reader import Reader
 from edgecore.store import Change, Route, Store
 
@@ -35,6 +36,18 @@ _NO_GRAPH = Graph(
     cancelled=_nothing,
     give_up=_cannot,
 )
+
+
+class _Noting(Engine):
+    """An engine that notes which jobs it is told of."""
+
+    def add(self, jobs: Iterable[Job], **_: object) -> None:
+        self.__dict__.setdefault("told", []).extend(jobs)
+
+
+def _told(intake: Intake) -> list[Job]:
+    told: list[Job] = intake.engine.__dict__.setdefault("told", [])
+    return told
 
 
 @pytest.fixture
@@ -60,7 +73,7 @@ def relay(site: Site) -> Iterator[MessagingRelay]:
 def intake(site: Site, store: Store, relay: MessagingRelay) -> Iterator[Intake]:
     """Run an intake whose engine notes what it is told, and does nothing about it."""
     with Reader(site.config.store) as names:
-        engine = Engine(store=store, graph=_NO_GRAPH, lanes={}, listeners=Listeners())
+        engine = _Noting(store=store, graph=_NO_GRAPH, lanes={}, listeners=Listeners())
         intake = Intake(
             queue=site.config.queue,
             messaging=relay,
@@ -122,3 +135,58 @@ def test_what_the_store_cannot_write_goes_back_to_the_queue_and_is_taken_later(
         connection.execute("DROP TRIGGER full")
         wait_for(lambda: _waiting(site) == 0, 10)
     assert {1, 2} == {job.definition.job_id for job in site.jobs()}
+
+
+def test_one_job_that_cannot_be_written_keeps_no_other_back(site: Site, store: Store, intake: Intake) -> None:
+    told = _told(intake)
+    with closing(sqlite3.connect(site.config.store)) as connection:
+        connection.execute(
+            "CREATE TRIGGER bad BEFORE INSERT ON jobs WHEN NEW.sender_id = '2'"
+            " BEGIN SELECT RAISE(ABORT, 'bad'); END"
+        )
+        site.send(site.job(job_id=1), site.job(job_id=2), site.job(job_id=3))
+        wait_for(lambda: _waiting(site) == 1, 10)
+        wait_for(lambda: [1, 3] == [job.definition.job_id for job in told], 10)
+        connection.execute("DROP TRIGGER bad")
+        wait_for(lambda: [1, 3, 2] == [job.definition.job_id for job in told], 10)
+
+
+def test_a_message_at_which_we_fail_is_rejected_and_does_not_come_for_ever(
+    site: Site, intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Admission.definition
+
+    def failing(self: Admission, document: Mapping[str, object], source: str) -> JobDefinition:
+        if document["job_id"] == 1:
+            raise ZeroDivisionError("a mistake of ours")
+        return read(self, document, source)
+
+    monkeypatch.setattr(Admission, "definition", failing)
+    site.send(site.job(job_id=1), site.job(job_id=2))
+
+    wait_for(lambda: _waiting(site) == 0, 10)
+    states = {job.definition.job_id: (job.state, job.message) for job in site.jobs()}
+    assert JobState.JOB_REJECTED is states[1][0]
+    assert "internal error: ZeroDivisionError('a mistake of ours')" in states[1][1]
+    assert JobState.CREATED is states[2][0]
+
+
+def test_a_batch_goes_back_when_the_catalogue_cannot_be_read_and_comes_again(
+    site: Site, intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Admission.definition
+    calls: list[object] = []
+
+    def failing(self: Admission, document: Mapping[str, object], source: str) -> JobDefinition:
+        calls.append(document["job_id"])
+        if len(calls) == 2:  # after one of the batch was made a job
+            raise StoreUnusable("away for a moment")
+        return real(self, document, source)
+
+    told = _told(intake)
+    monkeypatch.setattr(Admission, "definition", failing)
+    site.send(site.job(job_id=1), site.job(job_id=2))
+
+    wait_for(lambda: _waiting(site) == 0, 10)
+    assert [1, 2, 1, 2] == calls
+    assert [1, 2] == [job.definition.job_id for job in told]
