@@ -12,7 +12,7 @@ import json
 import math
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
@@ -334,9 +334,7 @@ def _converter() -> Converter:
     converter = Converter(forbid_extra_keys=True, detailed_validation=True)
     for kind, hook in ((str, _text), (int, _whole), (float, _number), (bool, _truth), (Path, _path)):
         converter.register_structure_hook(kind, hook)
-    converter.register_structure_hook_func(
-        lambda kind: isinstance(kind, type) and issubclass(kind, Enum), _enumeration
-    )
+    converter.register_structure_hook(StrEnum, _enumeration)  # by its class, or it would pass as any string
     converter.register_structure_hook_func(_origin_is(Literal), _literal)
 
     @converter.register_structure_hook_factory(_origin_is(tuple))
