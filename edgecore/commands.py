@@ -9,6 +9,7 @@ hold us up.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -26,6 +27,9 @@ __all__ = ["CommandNotFound", "CommandResult", "run"]
 
 _OUTPUT_LIMIT_BYTES: Final = 256 * 1024 * 1024
 _DYING_S: Final = 5.0
+_NOT_RUNNABLE: Final = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOEXEC}
+)
 
 
 class CommandNotFound(EdgeError):
@@ -114,10 +118,12 @@ def _start(
             cwd=directory,
             start_new_session=True,
         )
-    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
+        if error.errno not in _NOT_RUNNABLE:
+            raise
         raise CommandNotFound(
             f"cannot run {arguments[0]}: {error.strerror} ({error.filename}); "
-            f"is it installed, executable, and on PATH={built['PATH']}?"
+            f"is it installed, executable (a script begins with #!), and on PATH={built['PATH']}?"
         ) from error
 
 

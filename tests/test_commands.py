@@ -1,0 +1,199 @@
+"""Commands: they get what was built for them, and `run` always comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgecore.commands import CommandNotFound, CommandResult, run
+
+SH = "/bin/sh"
+
+
+def shell(script: str, *, timeout_s: float = 30, **more: object) -> CommandResult:
+    return run([SH, "-c", script], timeout_s=timeout_s, **more)  # type: ignore[arg-type]
+
+
+def ended(pid: int) -> bool:
+    """Tell whether a process is gone or only waits to be reaped."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return stat.rpartition(")")[2].split()[0] in "ZX"
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# -------------------------------------------------------------------------------- answers
+
+
+def test_output_errors_and_exit_code_are_kept_apart() -> None:
+    result = shell("echo out; echo err >&2; exit 3")
+    assert (3, b"out\n", b"err\n", False) == (
+        *(result.exit_code, result.output, result.errors, result.timed_out),
+    )
+    assert (SH, "-c", "echo out; echo err >&2; exit 3") == result.arguments
+    assert "sh ended with exit code 3: err" == result.complaint()
+
+
+def test_a_signal_is_a_negative_exit_code() -> None:
+    assert -signal.SIGTERM == shell("kill -TERM $$").exit_code
+
+
+def test_arguments_are_taken_as_they_are_and_no_shell_sees_them(tmp_path: Path) -> None:
+    words = ["$HOME", "`id`", "; touch x", "a b", "*", "", "-n", "\n", "é", "'\""]
+    code = "import sys; sys.stdout.buffer.write(b'\\0'.join(map(__import__('os').fsencode, sys.argv[1:])))"
+    result = run([sys.executable, "-c", code, *words], timeout_s=30, directory=tmp_path)
+    assert [word.encode() for word in words] == result.output.split(b"\0")
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_bytes_that_are_not_utf_8_become_replacement_characters() -> None:
+    assert "a\ufffdb" == shell(r"printf 'a\377b'").text
+
+
+def test_a_complaint_is_one_line_and_falls_back_to_output_and_to_no_message() -> None:
+    assert "sh ended with exit code 1: one; two" == shell("printf 'one\n\n  two \n' >&2; exit 1").complaint()
+    assert "sh ended with exit code 2: said" == shell("echo said; exit 2").complaint()
+    assert "sh ended with exit code 4: no message" == shell("exit 4").complaint()
+    assert len(shell("head -c 5000 /dev/zero | tr '\\0' x >&2; exit 1").complaint()) < 600
+
+
+def test_ten_megabytes_on_both_outputs_arrive_whole() -> None:
+    result = shell("head -c 10485760 /dev/zero & head -c 10485760 /dev/zero >&2; wait")
+    assert (0, 10_485_760, 10_485_760) == (result.exit_code, len(result.output), len(result.errors))
+
+
+def test_input_arrives_whole_and_there_is_none_unless_given() -> None:
+    given = os.urandom(1_000_000)
+    assert given == run(["/bin/cat"], timeout_s=30, stdin=given).output
+    assert b"" == run(["/bin/cat"], timeout_s=30).output
+
+
+# ---------------------------------------------------------------------------- environment
+
+
+def test_the_environment_is_built_and_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "x")
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    lines = set(run(["/usr/bin/env"], timeout_s=30, environment={"A": "1"}).text.splitlines())
+    assert {"A=1", "LC_ALL=C", f"PATH={os.defpath}"} == lines
+
+
+def test_the_language_of_commands_is_always_c() -> None:
+    result = run(["/usr/bin/env"], timeout_s=30, environment={"LC_ALL": "de_DE", "PATH": "/bin"})
+    assert {"LC_ALL=C", "PATH=/bin"} == set(result.text.splitlines())
+
+
+def test_a_command_is_looked_up_on_the_path_that_was_given(tmp_path: Path) -> None:
+    program = tmp_path / "hello"
+    program.write_text("#!/bin/sh\necho hello\n")
+    program.chmod(0o755)
+    path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    assert "hello\n" == run(["hello"], timeout_s=30, environment=path).text
+    with pytest.raises(CommandNotFound):
+        run(["hello"], timeout_s=30)
+
+
+def test_a_command_works_in_the_directory_that_was_given(tmp_path: Path) -> None:
+    assert f"{tmp_path}\n" == shell("pwd -P", directory=tmp_path).text
+
+
+def test_a_command_inherits_no_open_file(tmp_path: Path) -> None:
+    with (tmp_path / "open").open("w") as file:
+        os.set_inheritable(file.fileno(), True)
+        assert str(tmp_path / "open") not in shell("ls -l /proc/$$/fd").text
+
+
+# ------------------------------------------------------------------------------ not found
+
+
+@pytest.mark.parametrize("name", ["no-such-command", "/no/such/command"])
+def test_a_command_that_is_not_there_is_named_with_where_it_was_looked_for(name: str) -> None:
+    with pytest.raises(CommandNotFound, match=rf"cannot run {name}: No such file.*PATH={os.defpath}"):
+        run([name], timeout_s=30)
+
+
+def test_a_file_that_may_not_be_executed_is_not_found(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.write_text("#!/bin/sh\n")
+    with pytest.raises(CommandNotFound, match="Permission denied"):
+        run([str(plain)], timeout_s=30)
+    with pytest.raises(CommandNotFound, match="Not a directory"):
+        run([f"{plain}/x"], timeout_s=30)
+
+
+def test_a_file_that_is_no_program_is_not_found(tmp_path: Path) -> None:
+    garbage = tmp_path / "garbage"
+    garbage.write_bytes(b"\x7fELF garbage")
+    garbage.chmod(0o755)
+    with pytest.raises(CommandNotFound, match="Exec format error"):
+        run([str(garbage)], timeout_s=30)
+
+
+def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CommandNotFound, match=f"No such file or directory \\({tmp_path / 'none'}\\)"):
+        run([SH, "-c", "true"], timeout_s=30, directory=tmp_path / "none")
+
+
+# --------------------------------------------------------------------------------- time-out
+
+
+@pytest.mark.slow
+def test_when_its_time_is_up_the_whole_group_is_killed(tmp_path: Path) -> None:
+    script = (
+        "sleep 600 & echo $!; (trap '' TERM; sleep 600) & echo $!; echo $$; trap '' TERM INT HUP; sleep 600"
+    )
+    begun = time.monotonic()
+    result = shell(script, timeout_s=1)
+    assert time.monotonic() - begun < 10
+    assert result.timed_out
+    assert result.exit_code is None
+    assert "sh gave no answer within 1 s" == result.complaint()
+    pids = [int(line) for line in result.text.splitlines()]
+    assert 3 == len(pids)
+    wait_for(lambda: all(ended(pid) for pid in pids))
+
+
+@pytest.mark.slow
+def test_what_was_said_before_the_time_was_up_is_kept() -> None:
+    assert b"half an answer" == shell("printf 'half an answer'; sleep 600", timeout_s=0.5).output
+
+
+@pytest.mark.slow
+def test_a_child_that_keeps_the_output_open_does_not_hold_us_up(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    result = shell("sleep 600 & echo $!")
+    assert time.monotonic() - begun < 10
+    assert 0 == result.exit_code
+    os.kill(int(result.text), signal.SIGKILL)  # a daemon may outlive its starter: this one is ours to end
+
+
+@pytest.mark.slow
+def test_an_exception_in_the_waiting_thread_leaves_no_process_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import subprocess
+
+    def interrupted(self: object, timeout: float | None = None) -> int:
+        monkeypatch.undo()
+        wait_for(lambda: note.exists() and bool(note.read_text().strip()))
+        raise KeyboardInterrupt
+
+    note = tmp_path / "pid"
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        shell(f"echo $$ >{note}; exec sleep 600")
+    assert ended(int(note.read_text()))
