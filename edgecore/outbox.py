@@ -27,6 +27,7 @@ __all__ = ["Outbox"]
 log = logging.getLogger(__name__)
 
 _MOST_AT_ONCE: Final = 500
+_MOST_APART: Final = 1_000
 _BROKER: Final = "message broker"
 _UNROUTABLE: Final = "status messages"
 
@@ -43,7 +44,8 @@ class Outbox:
     backoff: Backoff = field(factory=lambda: Backoff(first_s=1.0, longest_s=60.0))
     _news: threading.Event = field(init=False, factory=threading.Event)
     _stop: threading.Event = field(init=False, factory=threading.Event)
-    _apart: dict[int | None, list[OutboxEntry]] = field(init=False, factory=dict)
+    _apart: dict[int, list[OutboxEntry]] = field(init=False, factory=dict)
+    """What leads nowhere, and what must follow it, by line."""
     _last: int = field(init=False, default=0)
 
     def start(self) -> threading.Thread:
@@ -98,25 +100,28 @@ class Outbox:
     def _empty(self, reader: Reader) -> None:
         self._try_apart()
         while entries := reader.outbox(self._last, _MOST_AT_ONCE):
-            now = [entry for entry in entries if entry.job_id not in self._apart]
+            now = [entry for entry in entries if _line(entry) not in self._apart]
             unroutable = self._send(now)
-            if now and len(unroutable) == len(now):
-                # Not one job's trouble: nothing leads anywhere. Wait, and begin here again.
-                self.engine.raise_alarm(_UNROUTABLE, next(iter(unroutable.values())))
-                raise BrokerUnavailable(next(iter(unroutable.values())))
+            if unroutable:
+                reason = next(iter(unroutable.values()))
+                self.engine.raise_alarm(_UNROUTABLE, reason)
+                several = len({_line(entry) for entry in now}) > 1
+                if (several and len(unroutable) == len(now)) or len(self._apart) >= _MOST_APART:
+                    # Not one job's trouble: nothing leads anywhere. Wait, and begin here again.
+                    raise BrokerUnavailable(reason)
             for entry in entries:
-                if str(entry.id) in unroutable or entry.job_id in self._apart:
-                    self._apart.setdefault(entry.job_id, []).append(entry)
+                if str(entry.id) in unroutable or _line(entry) in self._apart:
+                    self._apart.setdefault(_line(entry), []).append(entry)
             self._last = entries[-1].id
 
     def _try_apart(self) -> None:
-        for job_id, entries in list(self._apart.items()):
-            unroutable = self._send(entries[:1])
-            if unroutable:
-                self.engine.raise_alarm(_UNROUTABLE, f"job {job_id}: {next(iter(unroutable.values()))}")
+        for line, entries in list(self._apart.items()):
+            if self._send(entries[:1]):
                 continue
-            self._send(entries[1:])
-            del self._apart[job_id]
+            unroutable = self._send(entries[1:])
+            self._apart[line] = [entry for entry in entries[1:] if str(entry.id) in unroutable]
+            if not self._apart[line]:
+                del self._apart[line]
         if not self._apart:
             self.engine.clear_alarm(_UNROUTABLE, "all are on their way")
 
@@ -134,3 +139,8 @@ class Outbox:
         )
         self.store.confirm([entry.id for entry in entries if str(entry.id) not in report.unroutable])
         return report.unroutable
+
+
+def _line(entry: OutboxEntry) -> int:
+    """Return what a message keeps its order with: its job; an answer about none goes by itself."""
+    return -entry.id if entry.job_id is None else entry.job_id
