@@ -46,7 +46,10 @@ class Cleaning:
     def _run(self) -> None:
         with Reader(self.config.store) as reader:
             while not self._stop.wait(_EVERY_S):
-                self.clean(reader)
+                try:
+                    self.clean(reader)
+                except Exception:
+                    log.exception("cleaning failed; it is tried again later")
 
     def clean(self, reader: Reader) -> int:
         """Remove what is old enough; answers how many directories went."""

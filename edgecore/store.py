@@ -528,7 +528,7 @@ def _insert_job(connection: sqlite3.Connection, job: Job) -> None:
 def _update_job(connection: sqlite3.Connection, before: Job, after: Job) -> bool:
     cursor = connection.execute(
         "UPDATE jobs SET state = ?, previous_state = ?, sequence = ?, changed = ?, message = ?, attempt = ?,"
-        " retries_used = ?, failures = ?, due = ?, failed_state = ?, plan = ?, settled = ?"
+        " retries_used = ?, failures = ?, due = ?, failed_state = ?, plan = ?, settled = ?, kept = 1"
         " WHERE id = ? AND sequence = ?",
         (*_changing(after), after.id, before.sequence),
     )
