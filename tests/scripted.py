@@ -44,6 +44,7 @@ from edgecore.models import (
     Refused,
     SchedulingProfile,
     SendReport,
+    Settled,
     SiteContext,
     Submission,
     SubmissionAnswer,
@@ -53,6 +54,7 @@ from edgecore.models import (
     TransferProgress,
     TransferReport,
     TransferUpdate,
+    Verdict,
 )
 from edgecore.reader import Reader
 from edgecore.service import Balsam
@@ -394,7 +396,15 @@ class BrokerMood:
     sent: list[OutgoingMessage] = field(factory=list)
     sender: str | None = None
     """Whom the broker vouches for."""
-    reply_to: str | None = None
+    extra: deque[Delivery] = field(factory=deque)
+    """Deliveries that come without a queue, with any identity that a test wants."""
+    answers: bool = False
+    """Take everything, also answers to keys that no queue of the real broker is bound to."""
+    offered: list[OutgoingMessage] = field(factory=list)
+    """Everything that was to be sent, whatever became of it."""
+    settled: list[tuple[Verdict, str]] = field(factory=list)
+    acknowledged: int = 0
+    """How many deliveries of the real queue were settled."""
     on_settle: Callable[[], object] = lambda: None
 
     @hookimpl(wrapper=True)
@@ -405,10 +415,12 @@ class BrokerMood:
     @hookimpl(wrapper=True)
     def send(self, messages: Sequence[OutgoingMessage]) -> Generator[None, SendReport, SendReport]:
         self._check()
+        self.offered.extend(messages)
         report = yield
         lost = {m.message_id: "no queue is bound" for m in messages if self.unroutable(m)}
-        self.sent.extend(m for m in messages if m.message_id not in lost)
-        return evolve(report, unroutable={**report.unroutable, **lost})
+        unroutable = {**({} if self.answers else report.unroutable), **lost}
+        self.sent.extend(m for m in messages if m.message_id not in unroutable)
+        return evolve(report, unroutable=unroutable)
 
     @hookimpl(wrapper=True)
     def receive(
@@ -416,13 +428,21 @@ class BrokerMood:
     ) -> Generator[None, Sequence[Delivery], Sequence[Delivery]]:
         self._check()
         deliveries = yield
-        return [evolve(d, sender=self.sender, reply_to=self.reply_to or d.reply_to) for d in deliveries]
+        named = [evolve(d, sender=self.sender) if self.sender else d for d in deliveries]
+        while self.extra:
+            named.append(self.extra.popleft())
+        return named
 
     @hookimpl(wrapper=True)
-    def settle(self, deliveries: Sequence[Delivery]) -> Generator[None, T, T]:
+    def settle(
+        self, deliveries: Sequence[Delivery], verdict: Verdict, reason: str
+    ) -> Generator[None, Settled, Settled]:
         self._check()
         self.on_settle()
-        return (yield)
+        answer = yield
+        self.settled.extend([(verdict, reason)] * len(deliveries))
+        self.acknowledged += answer.count
+        return answer
 
     def _check(self) -> None:
         if self.down:
