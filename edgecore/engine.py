@@ -154,6 +154,8 @@ class Engine:
     """What users want of jobs that are durable and come to us in a moment."""
     _busy: set[int] = field(init=False, factory=set)
     _counts: Counter[JobState] = field(init=False, factory=Counter)
+    _writes: int = field(init=False, default=0)
+    """How many changes were handed to the store and not heard of again."""
     _events: queue.SimpleQueue[Event] = field(init=False, factory=queue.SimpleQueue)
     _timers: list[tuple[float, int, Event]] = field(init=False, factory=list)
     _timer_number: int = field(init=False, default=0)
@@ -279,12 +281,15 @@ class Engine:
         deadline = self.clock.monotonic() + drain_s
         for lane in self._running.values():
             lane.stop()
-        while any(lane.busy for lane in self._running.values()) and self.clock.monotonic() < deadline:
+        while self._unfinished() and self.clock.monotonic() < deadline:
             self._take_event(0.05)
-        if any(lane.busy for lane in self._running.values()):
+        if self._unfinished():
             log.warning("stopped with unfinished actions; they will be done again")
         while not self._events.empty():
             self._take_event(0)
+
+    def _unfinished(self) -> bool:
+        return self._writes > 0 or any(lane.busy for lane in self._running.values())
 
     # ------------------------------------------------------- decisions, on the loop's thread
 
@@ -505,6 +510,7 @@ class Engine:
         def written(future: Future[list[bool]]) -> None:
             self._events.put(lambda: self._written(allowed, future))
 
+        self._writes += 1
         future = self.store.apply(allowed)
         future.add_done_callback(written)
         return future
@@ -529,6 +535,7 @@ class Engine:
         return True
 
     def _written(self, changes: Sequence[Change], future: Future[list[bool]]) -> None:
+        self._writes -= 1
         error = future.exception()
         if error is not None:
             self.raise_alarm(_STORE, str(error))

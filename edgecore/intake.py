@@ -20,6 +20,7 @@ from attrs import define, field, frozen
 
 from edgecore import serial
 from edgecore.admission import Admission
+from edgecore.broker import Broker
 from edgecore.control import Control
 from edgecore.drivers import MessagingRelay
 from edgecore.engine import Backoff, Engine
@@ -61,7 +62,7 @@ class Intake:
     """Empty the site's queue into the store."""
 
     queue: str
-    messaging: MessagingRelay
+    messaging: Broker | MessagingRelay
     admission: Admission
     store: Store
     store_path: Path

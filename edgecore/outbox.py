@@ -15,6 +15,7 @@ from typing import Final
 
 from attrs import define, field
 
+from edgecore.broker import Broker
 from edgecore.drivers import MessagingRelay
 from edgecore.engine import Backoff, Engine
 from edgecore.errors import BrokerUnavailable, EdgeError
@@ -38,7 +39,7 @@ class Outbox:
 
     store: Store
     store_path: Path
-    messaging: MessagingRelay
+    messaging: Broker | MessagingRelay
     engine: Engine
     alarm_after_s: float
     backoff: Backoff = field(factory=lambda: Backoff(first_s=1.0, longest_s=60.0))

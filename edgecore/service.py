@@ -14,6 +14,7 @@ from attrs import define, field
 
 from edgecore.admission import Admission
 from edgecore.balsam import Actions
+from edgecore.broker import Broker
 from edgecore.cleaning import Cleaning
 from edgecore.clock import Clock
 from edgecore.config import SiteConfig, read_site
@@ -116,8 +117,8 @@ class Balsam:
     def run(self, started: Callable[[], None] = lambda: None) -> None:
         """Work until `stop`; calls *started* once everything is open.
 
-        Raises ConfigurationError, StoreError, BrokerUnavailable or SchedulerUnavailable when it
-        cannot start. After that only `stop` ends it.
+        Raises ConfigurationError, StoreError or SchedulerUnavailable when it cannot start. After that
+        only `stop` ends it.
         """
         config = self.config
         with ExitStack() as stack:
@@ -161,7 +162,7 @@ class Balsam:
         store: Store,
         actions: Actions,
         listeners: Listeners,
-        broker: MessagingRelay,
+        broker: Broker,
         catalogue: _Catalogue,
         started: Callable[[], None],
     ) -> None:
@@ -232,17 +233,14 @@ class Balsam:
             for table in config.transfer
         }
 
-    def _open_messaging(self, plugins: Sequence[object]) -> MessagingRelay:
-        """Open the broker, waiting for one that is away: it must not keep a site from starting."""
-        backoff, failures = Backoff(first_s=1.0, longest_s=60.0), 0
-        while True:
-            try:
-                return open_broker(self.config, plugins)
-            except BrokerUnavailable as error:
-                failures += 1
-                log.warning("the broker is away: %s", error)
-                if self._stop_asked.wait(backoff.after(failures)):
-                    raise
+    def _open_messaging(self, plugins: Sequence[object]) -> Broker:
+        """Open the broker; one that is away must not keep a site from starting, and is opened later."""
+        broker = Broker(lambda: open_broker(self.config, plugins))
+        try:
+            broker.open()
+        except BrokerUnavailable as error:
+            log.warning("the broker is away; everything else goes on: %s", error)
+        return broker
 
 
 def run_site(
