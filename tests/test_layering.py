@@ -1,0 +1,230 @@
+"""The direction of imports, one module per dependency, and what a service may never do."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+from sites import make_site, wait_for
+
+import edgecore
+from edgecore.builtin.fork_spool import lock_file
+
+PACKAGE: Final = Path(str(edgecore.__file__)).parent
+
+LAYERS: Final = (
+    {"errors", "models", "clock", "wakeup", "lanes", "migrations", "batch"},
+    {"states", "hookspecs", "commands", "serial", "evidence"},
+    {"relays", "layers", "settings", "store"},
+    {"drivers", "applications", "reader"},
+    {"config", "engine"},
+    {"admission", "broker", "cleaning", "control", "watching"},
+    {"balsam", "intake", "outbox"},
+    {"service"},
+    {"argo"},
+    {"testing"},
+    {"cli"},
+    {"__init__", "__main__"},
+)
+"""Each module imports only from layers above its own line, or from its own package."""
+
+FOR_DRIVERS: Final = {"errors", "models", "hookspecs", "commands", "clock", "wakeup"}
+"""What `builtin` imports; drivers in packages of their own do with less."""
+
+DEPENDENCIES: Final = {
+    "attrs": {"*"},
+    "cattrs": {"serial"},
+    "click": {"cli"},
+    "packaging": {"drivers"},
+    "pika": {"builtin.rabbitmq"},
+    "pluggy": {"hookspecs", "relays"},
+    "pytest": {"testing"},
+    "rich": {"cli"},
+    "sqlite_utils": {"migrations"},
+    "stevedore": {"drivers"},
+    # of the standard library
+    "subprocess": {"commands"},
+    "socket": {"store"},  # the name of this host
+}
+
+MODULES: Final = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield every module that a file imports, at its top or anywhere else, but for types only."""
+    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: import by full name"
+            if node.module == "edgecore":
+                yield from (f"edgecore.{alias.name}" for alias in node.names)
+            else:
+                yield str(node.module)
+        waiting += ast.iter_child_nodes(node)
+
+
+def ours(module: str) -> set[str]:
+    """Return what a module of ours imports of ours, without the leading name."""
+    return {
+        name.removeprefix("edgecore.") for name in imports(MODULES[module]) if name.startswith("edgecore.")
+    }
+
+
+def layer(name: str) -> int:
+    package = name.split(".")[0]
+    places = [number for number, names in enumerate(LAYERS) if package in names]
+    assert places, f"edgecore.{package} has no place in the layers: give it one here and in the documentation"
+    return places[0]
+
+
+# ------------------------------------------------------------------------------- direction
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith("builtin")])
+def test_imports_go_one_way(module: str) -> None:
+    package = module.split(".")[0]
+    others = {name for name in ours(module) if name.split(".")[0] != package}
+    upward = {name for name in others if name.split(".")[0] == "builtin" or layer(name) >= layer(module)}
+    assert set() == upward
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("builtin.")])
+def test_a_built_in_driver_uses_what_any_driver_may(module: str) -> None:
+    assert set() == {name for name in ours(module) if not name.startswith("builtin.")} - FOR_DRIVERS
+
+
+@pytest.mark.parametrize("module", ["builtin.fork_supervisor", "builtin.fork_spool", "wakeup"])
+def test_the_supervisor_of_jobs_needs_the_standard_library_alone(module: str) -> None:
+    others = {name.split(".")[0] for name in imports(MODULES[module])} - {"edgecore"}
+    assert set() == others - sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_dependency_is_imported_in_its_one_module(module: str) -> None:
+    package = module.split(".")[0]
+    for name in {name.split(".")[0] for name in imports(MODULES[module])} - {"edgecore"}:
+        allowed = DEPENDENCIES.get(name, {"*"} if name in sys.stdlib_module_names else set())
+        assert allowed & {"*", module, package}, f"edgecore.{module} imports {name}"
+
+
+def test_the_tests_of_this_file_see_imports_wherever_they_stand(tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    path.write_text(
+        "import a.b\nfrom c import d\nfrom edgecore import e as x\n"
+        "if TYPE_CHECKING:\n    import not_this\n"
+        "def f():\n    if 1:\n        from g.h import i\n"
+    )
+    assert {"a.b", "c", "edgecore.e", "g.h"} == set(imports(path))
+
+
+# --------------------------------------------------------------------------------- never
+
+
+FORBIDDEN: Final = {
+    "system", "popen", "fork", "forkpty", "posix_spawn", "posix_spawnp", "spawnl", "spawnv", "spawnve",
+    "execl", "execv", "execve", "execvp",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "builtin.fork_supervisor"])
+def test_no_process_is_started_past_the_one_module_and_no_text_is_executed(module: str) -> None:
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
+            assert node.attr not in FORBIDDEN
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("eval", "exec", "compile", "__import__")
+        if isinstance(node, ast.keyword) and node.arg == "shell":
+            raise AssertionError(f"{module}: no shell")
+
+
+def test_of_sockets_only_the_name_of_the_host_is_used() -> None:
+    used = {
+        node.attr
+        for path in MODULES.values()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "socket"
+    }
+    assert {"gethostname"} == used
+
+
+def test_nobody_loads_plugins_by_the_way_that_one_broken_package_stops() -> None:
+    for path in MODULES.values():
+        assert "load_setuptools_entrypoints" not in path.read_text()
+
+
+# --------------------------------------------------------------------------------- imports
+
+
+def loaded(statement: str) -> set[str]:
+    """Return the modules that an interpreter has after a statement."""
+    code = f"{statement}; import sys; print(*sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(output.stdout.split())
+
+
+def test_importing_the_package_imports_nothing_of_it() -> None:
+    assert {"edgecore"} == {name for name in loaded("import edgecore") if name.startswith("edgecore")}
+
+
+def test_a_service_and_its_built_in_drivers_need_no_command_line_and_no_broker_library() -> None:
+    modules = loaded(
+        "import edgecore.service, edgecore.builtin.fork, edgecore.builtin.copy, edgecore.builtin.queue"
+    )
+    assert (
+        set() == {"click", "rich", "pika", "sqlite_utils", "pytest", "pkg_resources", "setuptools"} & modules
+    )
+
+
+def test_a_name_that_the_package_does_not_have_is_an_attribute_error() -> None:
+    for name in edgecore.__all__:
+        assert hasattr(edgecore, name)
+    with pytest.raises(AttributeError, match="no attribute 'Balsan'"):
+        edgecore.Balsan  # noqa: B018 - reading it is the test
+
+
+@pytest.mark.slow
+def test_importing_the_package_takes_no_time_worth_mentioning() -> None:
+    def fastest(code: str) -> float:
+        found = []
+        for _ in range(7):
+            begun = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True)
+            found.append(time.perf_counter() - begun)
+        return min(found)
+
+    assert fastest("import edgecore") - fastest("pass") < 0.15
+
+
+# --------------------------------------------------------------------------------- sockets
+
+
+def sockets(pid: int) -> list[str]:
+    """Return the open files of a process that are sockets."""
+    place = Path(f"/proc/{pid}/fd")
+    links = [os.readlink(place / name) for name in os.listdir(place) if (place / name).is_symlink()]
+    return [link for link in links if link.startswith("socket:")]
+
+
+@pytest.mark.slow
+def test_a_working_service_and_its_batch_system_have_no_socket_at_all(tmp_path: Path) -> None:
+    site = make_site(tmp_path / "site")
+    with site.service() as process:
+        site.send(site.job(), site.job())
+        site.wait_settled(2)
+        supervisor = int(lock_file(site.config.work_directory / ".fork").read_text().split()[0])
+        wait_for(lambda: not sockets(process.pid) and not sockets(supervisor), 5)
+        assert process.poll() is None
