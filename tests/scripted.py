@@ -687,5 +687,7 @@ def edge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Edge]:
     finally:
         made.scheduling.open_gate.set()
         made.scheduling.may_look.set()
-        made.scheduling.kill_all()
-        made.stop()
+        try:
+            made.stop()
+        finally:
+            made.scheduling.kill_all()  # after the service, which might submit another one
