@@ -15,7 +15,7 @@ from edgecore.engine import Engine
 from edgecore.errors import EdgeError
 from edgecore.models import Intent, Job, JobState
 from edgecore.reader import Reader, Request
-from edgecore.states import SETTLED
+from edgecore.states import AT_BATCH_SYSTEM, SETTLED
 from edgecore.store import Change, Store, wake_directory
 from edgecore.wakeup import Bell
 
@@ -50,6 +50,8 @@ class Control:
     store: Store
     retry: Callable[[Job], Change | str]
     fence: Callable[[Job], bool]
+    can_hold: bool = True
+    """Whether the batch system can hold what was submitted."""
 
     def carry_out(self, command: str, job: Job, *, operator: bool) -> Future[None]:
         """Do *command* to *job*; what cannot be done is logged and changes nothing.
@@ -59,6 +61,9 @@ class Control:
         refusal = objection(command, job)
         if refusal is not None:
             _refused(command, job, refusal)
+            return _nothing_to_do()
+        if command == "hold" and not self.can_hold and job.state in AT_BATCH_SYSTEM:
+            _refused(command, job, "this batch system cannot hold what was submitted")
             return _nothing_to_do()
         log.info("%s job %d, as asked", command, job.id)
         if command == "cancel":

@@ -76,13 +76,15 @@ def decide(
     patience: Patience,
     cancelled: bool = False,
     unclear: bool = False,
+    started: int | None = None,
 ) -> Decision:
     """Tell what *token* and *seen* prove about one attempt.
 
     *seen* is what a listing begun after the submission showed, None when it did not show it.
     *missed* is since when no listing shows it alive (microseconds UTC), None when this is the
     first time. *unclear* says that the outcome of the submission is not known, so that a miss needs
-    no patience: the token makes a late start harmless.
+    no patience: the token makes a late start harmless. *started* is when it started by the
+    batch system's word, which counts where a file system keeps a file's times through a rename.
     """
     ended = seen is not None and seen.state is NativeState.ENDED
     silent_for = now - (missed if missed is not None else now)
@@ -99,11 +101,12 @@ def decide(
         if cancelled or ended or (seen is None and (unclear or silent_for >= patience.lost_after)):
             return Decision(Finding.REVOKE, reason or "the batch system does not know it")
         return Decision(Finding.QUIET if seen is None else Finding.ALIVE)
-    return _running(token, seen, silent_for, now, patience)
+    running_for = now - max(token.since, started or 0)
+    return _running(token, seen, silent_for, running_for, patience)
 
 
 def _running(
-    token: Token, seen: Observation | None, silent_for: int, now: int, patience: Patience
+    token: Token, seen: Observation | None, silent_for: int, running_for: int, patience: Patience
 ) -> Decision:
     if seen is not None and (seen.batch_id != token.batch_id or _is_of_former(token, seen, patience)):
         seen = None  # an answer about another execution of the same script says nothing of this one
@@ -113,11 +116,11 @@ def _running(
         return Decision(Finding.QUIET)
     if seen is not None:
         return Decision(Finding.FENCE, seen.reason or "ended without an end record", seen.exit_code)
-    if now - token.since >= patience.walltime and silent_for >= patience.grace:
+    if silent_for < patience.lost_after:
+        return Decision(Finding.QUIET)
+    if running_for >= patience.walltime:
         return Decision(Finding.FENCE, "its walltime has passed and the batch system does not know it")
-    if silent_for >= patience.lost_after:
-        return Decision(Finding.LOST, "it started, wrote no end, and the batch system does not know it")
-    return Decision(Finding.QUIET)
+    return Decision(Finding.LOST, "it started, wrote no end, and the batch system does not know it")
 
 
 def _is_of_former(token: Token, seen: Observation, patience: Patience) -> bool:

@@ -65,6 +65,7 @@ __all__ = [
     "Value",
     "Verdict",
     "WorkflowDefinition",
+    "printable",
 ]
 
 # ---------------------------------------------------------------------------------- rules
@@ -374,7 +375,7 @@ class Job:
             previous_state=self.state,
             sequence=self.sequence + 1,
             changed=now,
-            message=message,
+            message=printable(message),
             failures=0,
             due=0,
             attempt=attempt or self.attempt,
@@ -402,6 +403,11 @@ class StatusMessage:
     batch_id: str | None
     exit_code: int | None
     attempt: int
+
+
+def printable(text: str) -> str:
+    """Return *text* without what UTF-8, and so the store and a message, cannot hold."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 # -------------------------------------------------------------------------------- drivers
@@ -441,6 +447,8 @@ class SchedulingProfile:
     """How often a listing is kind to this batch system, in seconds."""
     parallel_submits: int = 4
     """How many `submit` calls may run at the same time."""
+    enforces_walltime: bool = True
+    """Whether it ends what runs longer than asked for; if not, an execution that is lost stays lost."""
     version: str = ""
 
 

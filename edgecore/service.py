@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from edgecore.admission import Admission
 from edgecore.balsam import Actions
@@ -32,7 +32,7 @@ from edgecore.drivers import (
 from edgecore.engine import Backoff, Engine
 from edgecore.errors import BrokerUnavailable
 from edgecore.intake import Intake
-from edgecore.models import Application, Queue, Topology
+from edgecore.models import Application, Job, Queue, Topology
 from edgecore.outbox import Outbox
 from edgecore.reader import Reader
 from edgecore.store import Route, Store
@@ -186,7 +186,13 @@ class Balsam:
             alarm_after_s=timing.alarm_after_s,
         )
         engine.on_commit = outbox.ring
-        control = Control(engine=engine, store=store, retry=actions.retry, fence=actions.fence)
+        control = Control(
+            engine=engine,
+            store=store,
+            retry=actions.retry,
+            fence=actions.fence,
+            can_hold=actions.scheduling.profile.can_hold,
+        )
         intake = Intake(
             queue=config.queue,
             messaging=broker,
@@ -200,7 +206,7 @@ class Balsam:
         requests = RequestWatch(config.store, store, control)
         cleaning = Cleaning(config=config, store=store, clock=self.clock)
         with Reader(config.store) as reader:
-            engine.add(reader.active())
+            engine.add(map(_looked_at_anew, reader.active()))
         # Ended in the opposite order: first nothing new comes in, last the final status goes out.
         for part in (outbox, cleaning, requests, intake):
             thread = part.start()
@@ -241,6 +247,11 @@ class Balsam:
         except BrokerUnavailable as error:
             log.warning("the broker is away; everything else goes on: %s", error)
         return broker
+
+
+def _looked_at_anew(job: Job) -> Job:
+    """Forget since when a job was missed: while nobody looked, nobody missed it."""
+    return job if job.attempt is None else evolve(job, attempt=evolve(job.attempt, missed=None))
 
 
 def run_site(

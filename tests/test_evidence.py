@@ -53,15 +53,15 @@ SILENCE = {
     "short": (100 * SECOND, 59 * SECOND),
     "grace": (100 * SECOND, 60 * SECOND),
     "long": (1000 * SECOND, 600 * SECOND),
-    "walltime": (7200 * SECOND, 60 * SECOND),
+    "walltime": (7200 * SECOND, 600 * SECOND),
     "walltime, new": (7200 * SECOND, None),
 }
 """Seconds since the token got its name, and seconds since which no listing showed it alive."""
 
 TABLE = """
 token    answer                | new            short          grace          long           walltime       walltime, new
-none     *                     | quiet          quiet          quiet          lost           quiet          quiet
-ready    none                  | quiet          quiet          quiet          revoke         quiet          quiet
+none     *                     | quiet          quiet          quiet          lost           lost           quiet
+ready    none                  | quiet          quiet          quiet          revoke         revoke         quiet
 ready    queued                | alive          alive          alive          alive          alive          alive
 ready    held                  | alive          alive          alive          alive          alive          alive
 ready    running               | alive          alive          alive          alive          alive          alive
@@ -223,3 +223,30 @@ def test_patience_never_turns_a_listing_that_shows_it_alive_into_anything_else(
 
     if found(None) is Finding.ALIVE:
         assert found(missed) == Finding.ALIVE
+
+
+def running(*, since: int) -> Token:
+    return Token(state=TokenState.RUNNING, file="running.17.x", batch_id="17", since=since)
+
+
+def test_past_its_walltime_an_execution_is_fenced_only_when_missed_as_long_as_a_lost_one() -> None:
+    now = 100_000 * SECOND
+    token = running(since=now - 2 * PATIENCE.walltime)
+    for silent_for, finding in (
+        (PATIENCE.lost_after - 1, Finding.QUIET),
+        (PATIENCE.lost_after, Finding.FENCE),
+    ):
+        decision = decide(token, None, missed=now - silent_for, now=now, patience=PATIENCE)
+        assert finding is decision.finding
+
+
+def test_a_walltime_counts_from_the_start_where_a_file_system_keeps_the_time_of_a_file_through_a_rename() -> (
+    None
+):
+    now = 100_000 * SECOND
+    token = running(since=now - 2 * PATIENCE.walltime)
+    started = now - PATIENCE.walltime // 2
+    decision = decide(
+        token, None, missed=now - PATIENCE.lost_after, now=now, patience=PATIENCE, started=started
+    )
+    assert Finding.LOST is decision.finding
