@@ -139,7 +139,9 @@ class RunDirectory:
 
         Doing it again before the intent is committed changes nothing but the script.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        # Nobody else may write what runs as the service's account, whatever the umask allows.
+        self.path.parent.mkdir(0o700, parents=True, exist_ok=True)
+        self.path.mkdir(0o700, exist_ok=True)
         self.script.write_bytes(script)
         if self.token() is None:
             os.close(os.open(self.path / TokenState.READY, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))

@@ -15,18 +15,19 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final
 
 from attrs import frozen
 
-from edgecore.errors import EdgeError
+from edgecore.errors import ActionStopped, EdgeError
 
 __all__ = ["CommandNotFound", "CommandResult", "run"]
 
 _OUTPUT_LIMIT_BYTES: Final = 256 * 1024 * 1024
 _DYING_S: Final = 5.0
+_ASK_EVERY_S: Final = 0.5
 _NOT_RUNNABLE: Final = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOEXEC}
 )
@@ -74,19 +75,18 @@ def run(
     environment: Mapping[str, str] | None = None,
     directory: Path | None = None,
     stdin: bytes = b"",
+    unwanted: Callable[[], bool] = lambda: False,
 ) -> CommandResult:
     """Run a command to its end or its time limit; the environment is built, never inherited.
 
-    Raises CommandNotFound. A non-zero exit code is an answer, not an error.
+    Raises CommandNotFound, and ActionStopped once *unwanted*, which is asked now and then, says so; the
+    command is killed then. A non-zero exit code is an answer, not an error.
     """
     begun = time.monotonic()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, _stdin(stdin) as given:
         process = _start(arguments, environment, directory, given, out, err)
-        exit_code: int | None
         try:
-            exit_code = process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            exit_code = None
+            exit_code = _wait(process, timeout_s, unwanted)
         finally:
             if process.returncode is None:
                 _kill_group(process)
@@ -97,6 +97,18 @@ def run(
             errors=_content(err),
             duration_s=time.monotonic() - begun,
         )
+
+
+def _wait(process: subprocess.Popen[bytes], timeout_s: float, unwanted: Callable[[], bool]) -> int | None:
+    """Return the exit code, or None when the time is up. Raises ActionStopped."""
+    deadline = time.monotonic() + timeout_s
+    while (left_s := deadline - time.monotonic()) > 0:
+        try:
+            return process.wait(min(left_s, _ASK_EVERY_S))
+        except subprocess.TimeoutExpired:
+            if unwanted():
+                raise ActionStopped(f"{process.args[0]!s} was stopped on the way") from None  # type: ignore[index]
+    return None
 
 
 def _start(

@@ -26,7 +26,7 @@ from typing import Any, Final, Protocol, TypeAlias
 from attrs import define, evolve, field, frozen
 
 from edgecore.clock import Clock
-from edgecore.errors import EdgeError, SchedulerUnavailable, StoreError, TransferStopped, Unavailable, Veto
+from edgecore.errors import ActionStopped, EdgeError, SchedulerUnavailable, StoreError, Unavailable, Veto
 from edgecore.lanes import Lane
 from edgecore.models import Intent, Job, JobState
 from edgecore.states import SETTLED, is_legal
@@ -43,7 +43,7 @@ class Postponed:
 
     reason: str
     due: int | None = None
-    """Microseconds UTC; None for the usual back-off."""
+    """Microseconds UTC, which counts as no failure; None for the usual back-off."""
 
 
 Outcome: TypeAlias = Change | Postponed
@@ -325,6 +325,8 @@ class Engine:
             self._early[job_id] = intent
             return
         self.jobs[job_id] = evolve(job, intent=intent)
+        if job_id in self._busy and self._withdrawn(job):
+            self._busy.discard(job_id)
         if job_id in self._busy:
             self._look_again.add(job_id)
         elif job.state in self.graph.watch.states:
@@ -332,8 +334,23 @@ class Engine:
         else:
             self._dispatch(job_id)
 
+    def _withdrawn(self, job: Job) -> bool:
+        """Take a job out of the lane that it waits in; tell whether it waited."""
+        step = self.graph.steps.get(job.state)
+        return step is not None and self._running[step.lane].withdraw(
+            _key(step, job), lambda task: task.job.id == job.id
+        )
+
     def _dispatch(self, job_id: int) -> None:
-        """Decide what is next for a job that nothing works on."""
+        """Decide what is next for a job that nothing works on; its trouble must be no other's."""
+        try:
+            self._go_on(job_id)
+        except Exception as error:
+            log.exception("job %d cannot go on", job_id)
+            self.raise_alarm(f"job {job_id}", f"it cannot go on: {error!r}")
+            self._again_later(job_id)
+
+    def _go_on(self, job_id: int) -> None:
         job = self.jobs.get(job_id)
         if job is None or job_id in self._busy or self.stopping:
             return
@@ -366,8 +383,7 @@ class Engine:
             return
         self._busy.add(job.id)
         step = self.graph.steps[job.state]
-        key = (job.state, step.alike(job)) if step.alike else job.id
-        self._running[step.lane].put([_Task(step, job)], key, step.largest)
+        self._running[step.lane].put([_Task(step, job)], _key(step, job), step.largest)
 
     def _instantly(self, job: Job) -> Job | None:
         """Return the job moved on where there is nothing to do; where that cannot be told, leave it to the action."""
@@ -420,10 +436,10 @@ class Engine:
                 outcomes = step.look(jobs)
             elif wanted := [job for job in jobs if not self.unwanted(job.id)]:
                 outcomes = step.action(wanted)
-        except TransferStopped:
+        except ActionStopped:
             log.debug("stopped on the way: %s", [job.id for job in jobs])
-        except Exception as error:
-            failure = error
+        except (Exception, SystemExit) as error:  # a driver that calls exit() must not end the lane
+            failure = error if isinstance(error, Exception) else RuntimeError(f"{error!r}")
         self._events.put(lambda: self._worked(tasks, outcomes, failure))
 
     # -------------------------------------------------------------------- what came of it
@@ -445,7 +461,7 @@ class Engine:
             self.raise_alarm(_STORE, str(error))
         changes = []
         for task in tasks:
-            job = self.jobs[task.job.id]
+            job = self.jobs.get(task.job.id, task.job)
             outcome = outcomes.get(job.id)
             if outcome is None and isinstance(step, Step) and job.state is task.job.state:
                 outcome = self._outcome_of(error, step, job)
@@ -473,9 +489,9 @@ class Engine:
         return Postponed(reason)
 
     def _postpone(self, job: Job, outcome: Postponed) -> Change:
-        failures = job.failures + 1
-        due = outcome.due
+        failures, due = job.failures, outcome.due
         if due is None:
+            failures += 1
             due = self.clock.now() + round(self.backoff.after(failures) * 1e6)
         log.warning("job %d waits in %s: %s", job.id, job.state, outcome.reason)
         return Change(job, (evolve(job, failures=failures, due=due, message=outcome.reason),))
@@ -506,13 +522,12 @@ class Engine:
                 self._again_later(change.after.id)
         if not allowed:
             return None
+        return self._hand_over(allowed)
 
-        def written(future: Future[list[bool]]) -> None:
-            self._events.put(lambda: self._written(allowed, future))
-
+    def _hand_over(self, changes: Sequence[Change]) -> Future[list[bool]]:
         self._writes += 1
-        future = self.store.apply(allowed)
-        future.add_done_callback(written)
+        future = self.store.apply(changes)
+        future.add_done_callback(lambda done: self._events.put(lambda: self._written(changes, done)))
         return future
 
     def _allowed(self, change: Change) -> bool:
@@ -537,10 +552,14 @@ class Engine:
     def _written(self, changes: Sequence[Change], future: Future[list[bool]]) -> None:
         self._writes -= 1
         error = future.exception()
+        if error is not None and len(changes) > 1:  # one that cannot be written must not stop the others
+            middle = len(changes) // 2
+            for part in (changes[:middle], changes[middle:]):
+                self._hand_over(part)
+            return
         if error is not None:
             self.raise_alarm(_STORE, str(error))
-            for change in changes:
-                self._again_later(change.after.id)
+            self._again_later(changes[0].after.id)
             return
         self.clear_alarm(_STORE, "changes are written again")
         written = [change for change, ok in zip(changes, future.result(), strict=True) if ok]
@@ -591,6 +610,11 @@ class Engine:
         if now - self._silent_since >= self.alarm_after_s:
             minutes = (now - self._silent_since) / 60
             self.raise_alarm(_SCHEDULER, f"no answer for {minutes:.0f} minutes: {error}")
+
+
+def _key(step: Step, job: Job) -> Hashable:
+    """Return what jobs have in common that may be worked on together."""
+    return (job.state, step.alike(job)) if step.alike else job.id
 
 
 def _pass_on(future: Future[Any], done: Future[None]) -> None:

@@ -13,7 +13,8 @@
     │   ├── BrokerUnavailable
     │   └── TransferInterrupted
     ├── TransferRefused            give up: asking again will not help
-    ├── TransferStopped            we asked a transfer to stop; what arrived can be resumed
+    ├── ActionStopped              nobody wants an action to go on now; it may be done again
+    │   └── TransferStopped            a transfer; what arrived can be resumed
     ├── ActionFailed               a step of a job failed for good; the job ends, others go on
     ├── Veto                       a listener forbids a change of state
     └── StoreError                 the job store cannot be used as it is
@@ -29,6 +30,7 @@ from attrs import frozen
 
 __all__ = [
     "ActionFailed",
+    "ActionStopped",
     "BrokerUnavailable",
     "ConfigurationError",
     "DefinitionError",
@@ -119,7 +121,11 @@ class TransferRefused(EdgeError):
     """A transfer can never succeed as asked: no such file, no permission, a forbidden name."""
 
 
-class TransferStopped(EdgeError):
+class ActionStopped(EdgeError):
+    """An action was stopped on the way because nobody wants it now; it may be done again."""
+
+
+class TransferStopped(ActionStopped):
     """Raised by a progress callback to stop a transfer in a state that can be resumed."""
 
 

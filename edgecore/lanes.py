@@ -6,12 +6,15 @@ busy, and has the same key, goes as one group. Threads are started when they are
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
 __all__ = ["Lane"]
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -48,16 +51,38 @@ class Lane(Generic[T]):
             self._waiting.setdefault(key, (deque(), largest))[0].extend(items)
             # A thread that was woken and has not begun yet still counts as idle: it takes one, not two.
             if len(self._waiting) > self._idle and self._threads < self._most:
-                self._threads += 1
-                name = f"edgecore-{self._name}-{self._threads}"
-                threading.Thread(target=self._run, name=name, daemon=True).start()
+                self._start_thread()
             else:
                 self._changed.notify()
+
+    def withdraw(self, key: Hashable, unwanted: Callable[[T], bool]) -> bool:
+        """Take what is *unwanted* out of those of *key* that wait; tell whether any was there."""
+        with self._changed:
+            items, largest = self._waiting.get(key, (deque(), 1))
+            left = deque(item for item in items if not unwanted(item))
+            if len(left) == len(items):
+                return False
+            if left:
+                self._waiting[key] = (left, largest)
+            else:
+                del self._waiting[key]
+            return True
 
     def look_again(self) -> None:
         """Note that there may be more room now."""
         with self._changed:
+            if self._waiting and self._threads == 0:
+                self._start_thread()
             self._changed.notify_all()
+
+    def _start_thread(self) -> None:
+        name = f"edgecore-{self._name}-{self._threads + 1}"
+        try:
+            threading.Thread(target=self._run, name=name, daemon=True).start()
+        except RuntimeError as error:  # too many processes for this account, for now
+            log.warning("lane %s: %s; its work waits", self._name, error)
+        else:
+            self._threads += 1
 
     def done(self, items: Sequence[T]) -> None:
         """Note that nothing is left to do with *items*, which were handed to *work*."""
@@ -101,6 +126,8 @@ class Lane(Generic[T]):
         key, (items, largest) = next(iter(self._waiting.items()))
         most = largest if room is None else min(largest, room)
         group = [items.popleft() for _ in range(min(most, len(items)))]
-        if not items:
+        if group:  # to the end of the line: a key that is always refilled must not keep others out
             del self._waiting[key]
+            if items:
+                self._waiting[key] = (items, largest)
         return group

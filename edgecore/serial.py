@@ -13,6 +13,7 @@ import math
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
@@ -30,6 +31,7 @@ T = TypeVar("T")
 
 _DEEPEST: Final = 50
 _LONGEST_NUMBER: Final = 400
+_MOST_PROBLEMS: Final = 50
 
 
 class _Invalid(ValueError):
@@ -55,7 +57,10 @@ def structure(
     try:
         return _CONVERTER.structure(value, cls)
     except (BaseValidationError, _Invalid) as raised:
-        raise error(source, _problems(raised, "", cls)) from None
+        problems = list(islice(_problems(raised, "", cls), _MOST_PROBLEMS + 1))
+        if len(problems) > _MOST_PROBLEMS:
+            problems[-1] = Problem("", "", "and more problems; correct these first")
+        raise error(source, problems) from None
 
 
 def parse_json(body: bytes, *, source: str, limit_bytes: int = 1024 * 1024) -> Any:

@@ -38,8 +38,9 @@ class Bell:
         """Sleep until the bell rings or *timeout_s* seconds have passed; tell whether it rang."""
         if not self._open:
             return False
-        ready, _, _ = select.select([self._fd], [], [], max(0.0, timeout_s))
-        if not ready:
+        poll = select.poll()  # select() cannot wait for a descriptor above 1023
+        poll.register(self._fd, select.POLLIN)
+        if not poll.poll(max(0.0, timeout_s) * 1000):
             return False
         with contextlib.suppress(BlockingIOError):
             os.read(self._fd, 65536)
