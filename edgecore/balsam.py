@@ -20,7 +20,7 @@ from edgecore import applications, batch, commands, serial
 from edgecore.clock import Clock, iso, microseconds
 from edgecore.config import SiteConfig
 from edgecore.drivers import SchedulingRelay, TransferRelay
-from edgecore.engine import Engine, Graph, Outcome, Step, Watch
+from edgecore.engine import Engine, Graph, Outcome, Postponed, Step, Watch
 from edgecore.errors import ActionFailed, SchedulerUnavailable, TransferRefused, TransferStopped
 from edgecore.evidence import Patience
 from edgecore.models import (
@@ -51,6 +51,7 @@ S = JobState
 
 LANES: Final = ("staging", "processing", "submitting", "observing")
 _NOTE_EVERY_S: Final = 5.0
+_FOR_EVER_US: Final = 2**62
 
 
 @define(eq=False, kw_only=True)
@@ -64,6 +65,8 @@ class Actions:
     """Prefix -> the driver that is configured for it."""
     catalogue: Callable[[str], Application | None]
     clock: Clock = field(factory=Clock)
+    _refused_until: dict[str | None, tuple[int, str]] = field(init=False, factory=dict)
+    """Batch queue -> until when it is left alone, microseconds UTC, and why."""
     engine: Engine = field(init=False)
     """Set by who makes the engine from our graph."""
 
@@ -79,6 +82,7 @@ class Actions:
             patience=self._patience,
             alarm=lambda subject, message: self.engine.raise_alarm(subject, message),
             clear=lambda subject, message: self.engine.clear_alarm(subject, message),
+            wait_us=self._wait_us,
         )
         return Graph(
             steps={
@@ -148,7 +152,7 @@ class Actions:
         return Patience(
             grace=round(timing.grace_s * 1e6),
             lost_after=round(timing.lost_after_s * 1e6),
-            walltime=round(walltime_s * 1e6),
+            walltime=round(walltime_s * 1e6) if self.scheduling.profile.enforces_walltime else _FOR_EVER_US,
         )
 
     # ------------------------------------------------------------------------- both ends
@@ -336,6 +340,7 @@ class Actions:
             timeout_s=application.script_timeout_s,
             environment={**self.config.context.environment, **self._job_environment(job)},
             directory=data,
+            unwanted=lambda: self.engine.unwanted(job.id),
         )
         if result.exit_code != 0:
             raise ActionFailed(result.complaint())
@@ -409,6 +414,10 @@ class Actions:
         changes = []
         for job in jobs:
             number = (job.attempt.number if job.attempt else 0) + 1
+            due, reason = self._refused_until.get(job.definition.queue, (0, ""))
+            if due > now:  # another job of this queue was refused for load: an attempt would be wasted
+                outcomes[job.id] = Postponed(f"its queue takes nothing now: {reason}", due)
+                continue
             try:
                 self._in_time(job)
                 if number > batch.MAX_ATTEMPTS:
@@ -517,9 +526,15 @@ class Actions:
             return Change(job, (job.moved(S.SUBMIT_DISABLED, now, answer.reason, attempt=attempt),))
         if answer.kind is Refusal.PERMANENT:
             return self.give_up(job, S.SUBMIT_FAILED, answer.reason, attempt)
-        wait_s = self.engine.backoff.after(attempt.number)
         waiting = job.moved(S.PREPROCESSED, now, f"refused for now: {answer.reason}", attempt=attempt)
-        return Change(job, (evolve(waiting, due=now + round(wait_s * 1e6)),))
+        due = now + self._wait_us(waiting)
+        self._refused_until[job.definition.queue] = (due, answer.reason)
+        return Change(job, (evolve(waiting, due=due),))
+
+    def _wait_us(self, job: Job) -> int:
+        """Return how long to wait after an attempt that never started; the more of them, the longer."""
+        assert job.attempt is not None
+        return round(self.engine.backoff.after(job.attempt.number - job.retries_used) * 1e6)
 
     def _after_failure(self, job: Job) -> Job | None:
         """Begin a new attempt where retries are left; else end, once there is nothing to bring home."""

@@ -19,8 +19,17 @@ from edgecore.clock import Clock
 from edgecore.drivers import SchedulingRelay
 from edgecore.errors import Unavailable
 from edgecore.evidence import Decision, Finding, Patience, decide
-from edgecore.models import Answer, Attempt, Intent, Job, JobState, NativeState, Observation, Reference
-from edgecore.states import AT_BATCH_SYSTEM
+from edgecore.models import (
+    Answer,
+    Attempt,
+    Intent,
+    Job,
+    JobState,
+    NativeState,
+    Observation,
+    Reference,
+    printable,
+)
 from edgecore.store import Change
 
 __all__ = ["Watching"]
@@ -46,6 +55,8 @@ class Watching:
     patience: Callable[[Job], Patience]
     alarm: Callable[[str, str], None]
     clear: Callable[[str, str], None]
+    wait_us: Callable[[Job], int]
+    """How long to wait before a further attempt, after one that never started."""
     clock: Clock = field(factory=Clock)
 
     def look(self, jobs: Sequence[Job]) -> Mapping[int, Change]:
@@ -53,8 +64,8 @@ class Watching:
 
         Raises SchedulerUnavailable: nothing is known of any of them.
         """
-        seen = self._observations(jobs)
-        changes = {}
+        seen, jobs = self._observations(jobs)
+        changes: dict[int, Change] = {}
         for job in jobs:
             try:
                 change = self._judge(job, seen.get(job.id))
@@ -63,29 +74,43 @@ class Watching:
                 continue
             if change is not None:
                 changes[job.id] = change
-        self._cancel(jobs, seen, changes)
+        self._cancel(jobs, changes)
         self._hold_and_release(jobs, seen, changes)
         return changes
 
     # ------------------------------------------------------------------ asking the batch system
 
-    def _observations(self, jobs: Sequence[Job]) -> Mapping[int, Observation]:
-        listed = {_attempt(job).tag: job for job in jobs if _attempt(job).batch_id is not None}
+    def _observations(self, jobs: Sequence[Job]) -> tuple[Mapping[int, Observation], Sequence[Job]]:
+        """Ask about all jobs; answers what was seen, and about which jobs the question was answered."""
+        listed = [job for job in jobs if _attempt(job).batch_id is not None]
         unclear = [job for job in jobs if _attempt(job).batch_id is None]
-        seen: dict[int, Observation] = {}
-        if listed:
-            references = [self._reference(job) for job in listed.values()]
-            for tag, observation in self.scheduling.observe(references=references).items():
-                if tag in listed:
-                    seen[listed[tag].id] = observation
-        if unclear:
-            tags = sorted({_attempt(job).group_tag for job in unclear})
-            found = self.scheduling.find(tags=tags)
-            for job in unclear:
-                attempt = _attempt(job)
-                mine = [o for o in found.get(attempt.group_tag, ()) if o.index == attempt.index]
-                if mine:  # more than one when a submit command repeated itself: the token lets one run
-                    seen[job.id] = next((o for o in mine if o.state is not NativeState.ENDED), mine[0])
+        seen = self._listed(listed)
+        try:
+            seen.update(self._found(unclear))
+        except Unavailable as error:
+            if not listed:
+                raise
+            log.warning("%d jobs were not to be found by tag: %s", len(unclear), error)
+            return seen, listed
+        return seen, jobs
+
+    def _listed(self, jobs: Sequence[Job]) -> dict[int, Observation]:
+        if not jobs:
+            return {}
+        by_tag = {_attempt(job).tag: job.id for job in jobs}
+        observations = self.scheduling.observe(references=[self._reference(job) for job in jobs])
+        return {by_tag[tag]: _sound(seen) for tag, seen in observations.items() if tag in by_tag}
+
+    def _found(self, jobs: Sequence[Job]) -> dict[int, Observation]:
+        if not jobs:
+            return {}
+        found = self.scheduling.find(tags=sorted({_attempt(job).group_tag for job in jobs}))
+        seen = {}
+        for job in jobs:
+            attempt = _attempt(job)
+            mine = [o for o in found.get(attempt.group_tag, ()) if o.index == attempt.index]
+            if mine:  # more than one when a submit command repeated itself: the token lets one run
+                seen[job.id] = _sound(next((o for o in mine if o.state is not NativeState.ENDED), mine[0]))
         return seen
 
     def _reference(self, job: Job) -> Reference:
@@ -107,7 +132,7 @@ class Watching:
             return None
         alive = seen is not None and seen.state is not NativeState.ENDED
         attempt = self._updated(_attempt(job), seen)
-        if alive and not cancelled:
+        if alive and not cancelled and seen is not None and seen.state is not NativeState.UNKNOWN:
             return self._alive(job, attempt, seen)
         run = batch.run_directory(self.work, job.id, attempt.number)
         for _ in range(_LOOKS):
@@ -120,6 +145,7 @@ class Watching:
                 patience=self.patience(job),
                 cancelled=cancelled,
                 unclear=_attempt(job).batch_id is None,
+                started=attempt.started,
             )
             if token is not None and token.batch_id and token.batch_id != attempt.batch_id:
                 # The submit command repeated itself, or we never learnt the id: the token is right.
@@ -169,12 +195,13 @@ class Watching:
         state = _STATES.get(seen.state) if seen is not None else None
         if state is None:
             state = S.SUBMITTED if job.state is S.SUBMITTING and attempt.batch_id else job.state
+        message = seen.reason if seen is not None else ""
         if state is not job.state:
             if job.state is S.LOST:
                 self.clear(f"job {job.id}", "the batch system knows it again")
-            message = seen.reason if seen is not None else ""
             return Change(job, (job.moved(state, self.clock.now(), message, attempt=attempt),))
-        return None if attempt == job.attempt else Change(job, (evolve(job, attempt=attempt),))
+        noted = evolve(job, attempt=attempt, message=message or job.message)
+        return None if noted == job else Change(job, (noted,))
 
     def _lost(self, job: Job, attempt: Attempt, decision: Decision) -> Change | None:
         self.alarm(f"job {job.id}", f"LOST: {decision.reason}")
@@ -212,9 +239,9 @@ class Watching:
             return self._moved(
                 job, S.EXECUTION_FAILED, f"ended before it started: {decision.reason}", attempt
             )
-        return self._moved(
-            job, S.PREPROCESSED, f"attempt {attempt.number} never started: {decision.reason}", attempt
-        )
+        message = f"attempt {attempt.number} never started: {decision.reason}"
+        change = self._moved(job, S.PREPROCESSED, message, attempt)
+        return evolve(change, path=(evolve(change.after, due=self.clock.now() + self.wait_us(change.after)),))
 
     def _interrupted(self, job: Job, attempt: Attempt, decision: Decision) -> Change:
         exit_code = attempt.exit_code if decision.exit_code is None else decision.exit_code
@@ -232,10 +259,10 @@ class Watching:
 
     # --------------------------------------------------------------- what users want of them
 
-    def _ask(self, request: Callable[..., Answer], jobs: Sequence[Job]) -> Sequence[Job]:
+    def _ask(self, request: Callable[..., Answer], jobs: Sequence[Job]) -> Sequence[Job] | None:
         """Ask the batch system for something, once for all *jobs*; answers for which it agreed.
 
-        A failure is asked again later.
+        None when it could not be asked, so that it is to be asked again.
         """
         if not jobs:
             return ()
@@ -243,48 +270,52 @@ class Watching:
             answer = request(references=[self._reference(job) for job in jobs])
         except Unavailable as error:
             log.warning("the batch system was not to be asked about %d jobs: %s", len(jobs), error)
-            return ()
+            return None
         for job in jobs:
             if reason := answer.refused.get(_attempt(job).tag):
                 log.warning("job %d: the batch system refused: %s", job.id, reason)
         return [job for job in jobs if _attempt(job).tag not in answer.refused]
 
-    def _cancel(
-        self, jobs: Sequence[Job], seen: Mapping[int, Observation], changes: Mapping[int, Change]
-    ) -> None:
-        """Ask to end what nobody wants: what runs, and what would stand in the queue and do no harm."""
-        unwanted = []
-        for job in jobs:
-            if job.intent is not Intent.CANCELLED:
-                continue
-            after = changes[job.id].after if job.id in changes else job
-            listed = job.id in seen and seen[job.id].state is not NativeState.ENDED
-            if _attempt(after).batch_id is not None and (after.state in AT_BATCH_SYSTEM or listed):
-                unwanted.append(after)
-        self._ask(self.scheduling.cancel, unwanted)
+    def _cancel(self, jobs: Sequence[Job], changes: dict[int, Change]) -> None:
+        """Ask to end what nobody wants: what runs, and what would come to its turn only to find it may not run.
+
+        A job counts as cancelled once the batch system was asked: a revoked token is found again.
+        """
+        afters = [
+            changes[job.id].after if job.id in changes else job
+            for job in jobs
+            if job.intent is Intent.CANCELLED
+        ]
+        over = (S.EXECUTION_FINISHED, S.EXECUTION_FAILED)
+        unwanted = [job for job in afters if _attempt(job).batch_id is not None and job.state not in over]
+        if self._ask(self.scheduling.cancel, unwanted) is None:
+            for job in unwanted:
+                if job.state is S.JOB_CANCELLED:
+                    del changes[job.id]
 
     def _hold_and_release(
         self, jobs: Sequence[Job], seen: Mapping[int, Observation], changes: dict[int, Change]
     ) -> None:
         """Ask for what users want of waiting attempts; the state follows when a listing shows it."""
-        waiting = {NativeState.QUEUED: Intent.HELD, NativeState.HELD: Intent.RUN}
-        hold, release = [], []
+        if not self.scheduling.profile.can_hold:
+            return
+        hold, release, held = [], [], []
         for job in jobs:
-            observation = seen.get(job.id)
-            if observation is None or waiting.get(observation.state) is not job.intent:
-                continue
+            state = seen[job.id].state if job.id in seen else None
             after = changes[job.id].after if job.id in changes else job
-            if job.intent is Intent.HELD:
+            if job.intent is Intent.HELD and state is NativeState.QUEUED:
                 hold.append(after)
-            elif _attempt(after).held:  # else somebody else holds it, who will release it
-                release.append(after)
-        held = [(job, True) for job in self._ask(self.scheduling.hold, hold)]
-        released = [(job, False) for job in self._ask(self.scheduling.release, release)]
-        before = {job.id: job for job in jobs}
-        for job, is_held in held + released:
-            path = changes[job.id].path if job.id in changes else (job,)
-            noted = evolve(path[-1], attempt=evolve(_attempt(job), held=is_held))
-            changes[job.id] = Change(before[job.id], (*path[:-1], noted))
+            elif job.intent is Intent.HELD and state is NativeState.HELD:
+                held.append(after)  # also when the answer to our asking was lost
+            elif job.intent is Intent.RUN and state is NativeState.HELD and _attempt(after).held:
+                release.append(after)  # what somebody else holds, he will release
+        self._ask(self.scheduling.hold, hold)
+        released = self._ask(self.scheduling.release, release) or ()
+        for job in (*hold, *held, *released):
+            attempt = evolve(_attempt(job), held=job not in released)
+            if attempt != job.attempt:
+                change = changes.get(job.id, Change(job, (job,)))
+                changes[job.id] = evolve(change, path=(*change.path[:-1], evolve(job, attempt=attempt)))
 
 
 def _attempt(job: Job) -> Attempt:
@@ -300,4 +331,10 @@ def _nothing_new(job: Job, seen: Observation) -> bool:
         and attempt.missed is None
         and attempt.batch_id is not None
         and (attempt.started is not None or seen.started is None)
+        and seen.reason in ("", job.message)
     )
+
+
+def _sound(seen: Observation) -> Observation:
+    """Return an observation whose words can be stored."""
+    return seen if seen.reason.isascii() else evolve(seen, reason=printable(seen.reason))
