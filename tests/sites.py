@@ -148,7 +148,10 @@ class Site:
             stop(process)
 
     def start(self, script: str | None = None, **environment: str) -> subprocess.Popen[bytes]:
-        code = script or "import sys, edgecore, logging; logging.basicConfig(level='INFO'); edgecore.run_site(sys.argv[1])"
+        code = (
+            script
+            or "import sys, edgecore, logging; logging.basicConfig(level='INFO'); edgecore.run_site(sys.argv[1])"
+        )
         with (self.base / "service.log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-c", code, str(self.file)],
@@ -169,12 +172,22 @@ class Site:
         return self.jobs()
 
     def diagnosis(self) -> str:
-        log = (self.base / "service.log").read_text(errors="replace")[-3000:] if (self.base / "service.log").exists() else ""
+        log = (
+            (self.base / "service.log").read_text(errors="replace")[-3000:]
+            if (self.base / "service.log").exists()
+            else ""
+        )
         return f"{[(job.id, str(job.state), job.message) for job in self.jobs()][:10]}\n{log}"
 
 
 def make_site(
-    base: Path, *, slots: int = 4, poll_s: float = 0.2, grace_s: float = 2, lost_after_s: float = 4, more: str = ""
+    base: Path,
+    *,
+    slots: int = 4,
+    poll_s: float = 0.2,
+    grace_s: float = 2,
+    lost_after_s: float = 4,
+    more: str = "",
 ) -> Site:
     """Lay out a site on the embedded default, with an application ``ledger``."""
     (base / "data").mkdir(parents=True)
