@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import threading
+from pathlib import Path
 from typing import Final
 
 from attrs import define, field
@@ -13,7 +15,7 @@ from edgecore.batch import job_directory
 from edgecore.clock import Clock
 from edgecore.config import SiteConfig
 from edgecore.reader import Reader
-from edgecore.store import Store
+from edgecore.store import REPEATED_WITHIN_US, Store
 
 __all__ = ["Cleaning"]
 
@@ -53,6 +55,7 @@ class Cleaning:
 
     def clean(self, reader: Reader) -> int:
         """Remove what is old enough; answers how many directories went."""
+        self.store.forget_identities(self.clock.now() - 2 * REPEATED_WITHIN_US)
         retention = self.config.retention
         failed_before = self.clock.now() - round(retention.keep_failed_days * _DAY_US)
         gone = self._remove(reader, failed_before, failed=True)
@@ -64,7 +67,7 @@ class Cleaning:
         while not self._stop.is_set():
             job_ids = reader.to_clean(before, _MOST_AT_ONCE, failed=failed)
             for job_id in job_ids:
-                shutil.rmtree(job_directory(self.config.work_directory, job_id), ignore_errors=True)
+                _remove_tree(job_directory(self.config.work_directory, job_id))
             self.store.forget_directories(job_ids).result()
             removed += len(job_ids)
             if len(job_ids) < _MOST_AT_ONCE:
@@ -72,3 +75,18 @@ class Cleaning:
         if removed:
             log.info("removed the directories of %d settled jobs", removed)
         return removed
+
+
+def _remove_tree(directory: Path) -> None:
+    """Remove a directory with all in it, also where staged modes forbid to write."""
+    shutil.rmtree(directory, ignore_errors=True)
+    if not directory.exists():
+        return
+    for place, names, _ in os.walk(directory):
+        for name in names:
+            path = os.path.join(place, name)
+            if not os.path.islink(path):
+                os.chmod(path, 0o700)
+    shutil.rmtree(directory, ignore_errors=True)
+    if directory.exists():
+        log.warning("%s could not be removed as a whole", directory)

@@ -12,7 +12,6 @@ from typing import Final
 from attrs import define, evolve, frozen
 
 from edgecore.engine import Engine
-from edgecore.errors import EdgeError
 from edgecore.models import Intent, Job, JobState
 from edgecore.reader import Reader, Request
 from edgecore.states import AT_BATCH_SYSTEM, SETTLED
@@ -96,7 +95,7 @@ class Control:
             _refused("retry", now, outcome)
             return None
 
-        self.engine.want(job.id, Intent.RUN)
+        self.engine.want(job.id, Intent.RUN, revive=True)
         return self.engine.change(job, make)
 
     def _report(self, job: Job) -> Future[None]:
@@ -150,17 +149,12 @@ class RequestWatch:
         self._bell.close()
 
     def _serve(self, request: Request, reader: Reader) -> None:
-        job = self.control.engine.jobs.get(request.job_id) or reader.job(request.job_id)
         asked = f"{request.asked_by} asked to {request.command} job {request.job_id}"
-        if job is None:
-            log.warning("%s, which there is not", asked)
-            done = _nothing_to_do()
-        else:
-            try:
-                done = self.control.carry_out(request.command, job, operator=True)
-            except (OSError, EdgeError) as error:
-                done = Future()
-                done.set_exception(error)
+        try:
+            done = self._carried_out(request, reader, asked)
+        except Exception as error:  # whatever one request meets, the next ones are served
+            done = Future()
+            done.set_exception(error)
 
         def forget(carried_out: Future[None]) -> None:
             if error := carried_out.exception():
@@ -169,3 +163,10 @@ class RequestWatch:
                 self.store.request_done(request.id)
 
         done.add_done_callback(forget)
+
+    def _carried_out(self, request: Request, reader: Reader, asked: str) -> Future[None]:
+        job = self.control.engine.jobs.get(request.job_id) or reader.job(request.job_id)
+        if job is None:
+            log.warning("%s, which there is not", asked)
+            return _nothing_to_do()
+        return self.control.carry_out(request.command, job, operator=True)

@@ -108,7 +108,7 @@ class Backoff:
 class Listener(Protocol):
     """What the engine tells of its changes; `edgecore.drivers.Listeners` is one."""
 
-    def job_changing(self, *, before: Job | None, after: Job) -> None: ...
+    def job_changing(self, *, before: Job, after: Job) -> None: ...
     def job_changed(self, *, job: Job) -> None: ...
     def alarm_raised(self, *, subject: str, message: str) -> None: ...
     def alarm_cleared(self, *, subject: str, message: str) -> None: ...
@@ -174,16 +174,19 @@ class Engine:
         taken = list(jobs)
         self._events.put(lambda: self._add(taken, new))
 
-    def want(self, job_id: int, intent: Intent) -> Future[None]:
-        """Note what the user wants of a job, and act on it; the answer is done when that is durable."""
+    def want(self, job_id: int, intent: Intent, *, revive: bool = False) -> Future[None]:
+        """Note what the user wants of a job, and act on it; the answer is done when that is durable.
+
+        A cancel is never taken back, but to *revive* a job.
+        """
         done: Future[None] = Future()
 
         def written(future: Future[None]) -> None:
             if not future.exception():
-                self._events.put(lambda: self._wanted(job_id, intent))
+                self._events.put(lambda: self._wanted(job_id, intent, revive))
             _pass_on(future, done)
 
-        self.store.set_intent(job_id, intent).add_done_callback(written)
+        self.store.set_intent(job_id, intent, revive=revive).add_done_callback(written)
         return done
 
     def change(self, job: Job, make: Callable[[Job], Change | None]) -> Future[None]:
@@ -319,10 +322,13 @@ class Engine:
         if known is not None:
             self._counts[known.state] -= 1
 
-    def _wanted(self, job_id: int, intent: Intent) -> None:
+    def _wanted(self, job_id: int, intent: Intent, revive: bool) -> None:
         job = self.jobs.get(job_id)
         if job is None:
-            self._early[job_id] = intent
+            if self._early.get(job_id) is not Intent.CANCELLED or revive:
+                self._early[job_id] = intent
+            return
+        if job.intent is Intent.CANCELLED and not revive:
             return
         self.jobs[job_id] = evolve(job, intent=intent)
         if job_id in self._busy and self._withdrawn(job):
@@ -532,19 +538,16 @@ class Engine:
 
     def _allowed(self, change: Change) -> bool:
         before = change.before
+        assert before is not None, "new jobs come from the intake"
         for after in change.path:
-            if (
-                before is not None
-                and after.state is not before.state
-                and not is_legal(before.state, after.state)
-            ):
+            if after.state is not before.state and not is_legal(before.state, after.state):
                 mistake = f"no way from {before.state} to {after.state}"
                 self.raise_alarm(f"job {after.id}", f"a mistake in edgecore, please report it: {mistake}")
                 return False
             try:
                 self.listeners.job_changing(before=before, after=after)
             except Veto as veto:
-                log.warning("job %d stays %s: %s", after.id, before.state if before else "unknown", veto)
+                log.warning("job %d stays %s: %s", after.id, before.state, veto)
                 return False
             before = after
         return True

@@ -202,8 +202,11 @@ class Lifecycle:
     """Hear what happens in a service. A listener that fails is logged; the job goes on."""
 
     @hookspec
-    def job_changing(self, before: Job | None, after: Job) -> None:
-        """Look at a change before it is made; raising Veto forbids it."""
+    def job_changing(self, before: Job, after: Job) -> None:
+        """Look at a change before it is made; raising Veto forbids it, and it is tried again later.
+
+        Not asked about a new job: whether a definition is taken is the site's configuration's to say.
+        """
 
     @hookspec
     def job_changed(self, job: Job) -> None:

@@ -27,7 +27,7 @@ from edgecore.engine import Backoff, Engine
 from edgecore.errors import DefinitionError, EdgeError, Problem
 from edgecore.models import ControlMessage, Delivery, Job, JobDefinition, JobState, RoutingKey, Verdict
 from edgecore.reader import Reader
-from edgecore.store import Change, Store, status_of
+from edgecore.store import REPEATED_WITHIN_US, Change, Store, status_of
 
 __all__ = ["Intake"]
 
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 _MOST_AT_ONCE: Final = 200
 _WAIT_S: Final = 1.0
+_TAKING: Final = "job definitions"
 _DURABLE_S: Final = 5.0
 """How long to wait until a request is durable; then it goes back to the broker."""
 
@@ -70,6 +71,7 @@ class Intake:
     control: Control
     owner: str
     """Who owns what the broker vouches for nobody."""
+    alarm_after_s: float = 1_800.0
     backoff: Backoff = field(factory=lambda: Backoff(first_s=1.0, longest_s=60.0))
     _stop: threading.Event = field(init=False, factory=threading.Event)
     _begun: deque[_Batch] = field(init=False, factory=deque)
@@ -85,17 +87,24 @@ class Intake:
         self._stop.set()
 
     def _run(self) -> None:
-        failures = 0
+        failures, since = 0, 0.0
         with Reader(self.store_path) as reader:
             while not self._stop.is_set():
                 try:
                     self._round(reader)
                     failures = 0
+                    self.engine.clear_alarm(_TAKING, "they are taken again")
                 except Exception as error:
                     failures += 1
                     if failures == 1:
+                        since = self.engine.clock.monotonic()
                         expected = isinstance(error, EdgeError)
                         log.warning("no job definitions can be taken: %s", error, exc_info=not expected)
+                    silent_s = self.engine.clock.monotonic() - since
+                    if silent_s >= self.alarm_after_s:
+                        self.engine.raise_alarm(
+                            _TAKING, f"none taken for {silent_s / 60:.0f} minutes: {error}"
+                        )
                     self._finish_all(reader)  # what is durable must not wait with us
                     self._stop.wait(self.backoff.after(failures))
             self._finish_all(reader)
@@ -159,6 +168,9 @@ class Intake:
         failure = next(filter(None, (item.written.exception() for item in batch.taken)), None)
         written = [item for item in batch.taken if item.written.exception() is None]
         new = [item.job for item in written if item.written.result() == item.job.id]
+        for item in written:
+            if item.written.result() != item.job.id:
+                log.info("%s repeats job %d", self._source(item.delivery), item.written.result())
         self.engine.on_commit()
         self.engine.add(new, new=True)
         accepted = [item.delivery for item in written if not item.refusal]
@@ -180,7 +192,7 @@ class Intake:
 
     def _create(self, delivery: Delivery, definition: JobDefinition) -> _Taken:
         owner = self._owner(delivery)
-        again = False
+        since = 0
         if definition.job_id is not None:
             identity = f"job\t{owner}\t{definition.job_id}"
         elif delivery.message_id:
@@ -188,9 +200,14 @@ class Intake:
         else:
             # Equal bodies may be two jobs; only a delivery known to be a repetition is taken for one.
             identity = f"body\t{owner}\t{_digest(delivery.body)}"
-            again = not delivery.redelivered
+            since = self._repeated_since(delivery)
         job = self._new(owner, definition, JobState.CREATED, "")
-        return _Taken(delivery, job, self.store.take(identity, Change(None, (job,)), again=again))
+        return _Taken(delivery, job, self.store.take(identity, Change(None, (job,)), since=since))
+
+    def _repeated_since(self, delivery: Delivery) -> int:
+        """Return since when an equal content, taken before, makes a delivery a repetition."""
+        now = self.store.now()
+        return now - REPEATED_WITHIN_US if delivery.redelivered else now + 1
 
     def _reject(self, delivery: Delivery, error: DefinitionError) -> _Taken:
         owner = self._owner(delivery)
@@ -200,7 +217,7 @@ class Intake:
         message = f"{reasons} (message id {delivery.message_id}, sha256 {digest})"
         job = self._new(owner, self.admission.what_can_be_read(delivery.body), JobState.JOB_REJECTED, message)
         identity = f"rejected\t{owner}\t{delivery.message_id}\t{digest}"
-        written = self.store.take(identity, Change(None, (job,)), again=not delivery.redelivered)
+        written = self.store.take(identity, Change(None, (job,)), since=self._repeated_since(delivery))
         if delivery.reply_to is not None and _permitted(delivery.reply_to):
             self.store.reply(serial.to_json(status_of(job, self.store.site)), delivery.reply_to)
         return _Taken(delivery, job, written, reasons)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from edgecore import migrations, serial
-from edgecore.errors import StoreUnusable
+from edgecore.errors import EdgeError, StoreUnusable
 from edgecore.models import Application, Attempt, Intent, Job, JobDefinition, JobState, Plan
 from edgecore.store import TransferRecord, connect
 
@@ -55,6 +56,8 @@ class Request:
     job_id: int
     asked_by: str
 
+
+log = logging.getLogger(__name__)
 
 _ATTEMPT: Final = "number, tag, group_tag, group_index, intended, batch_id, submitted, started, ended, exit_code, reason, missed, held"
 _JOB: Final = (
@@ -130,9 +133,17 @@ class Reader:
         return None if row is None else int(row[0])
 
     def active(self) -> Iterator[Job]:
-        """Yield every job in which the service has something left to do, oldest first."""
+        """Yield every job in which the service has something left to do, oldest first.
+
+        A row that cannot be understood is logged and passed over: it must not keep the others waiting.
+        """
         for row in self._ask(f"{_JOB} WHERE settled = 0 ORDER BY jobs.id"):
-            yield _job(row)
+            try:
+                job = _job(row)
+            except (EdgeError, ValueError) as error:
+                log.error("job %s in the store cannot be understood and is left alone: %s", row["id"], error)
+                continue
+            yield job
 
     def latest(self, limit: int, *, states: Sequence[JobState] = ()) -> tuple[Job, ...]:
         """Return up to *limit* jobs, newest first, in any of *states* or in any state at all."""

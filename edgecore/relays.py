@@ -380,7 +380,7 @@ class Listeners:
         """Tell whether anybody listens."""
         return any(self._hear.values())
 
-    def job_changing(self, *, before: Job | None, after: Job) -> None:
+    def job_changing(self, *, before: Job, after: Job) -> None:
         """Ask every listener about a change that is not made yet. Raises Veto, naming who forbids it."""
         vetoes: list[tuple[str, Veto]] = []
         for name, hear in self._hear["job_changing"]:

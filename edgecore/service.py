@@ -30,7 +30,7 @@ from edgecore.drivers import (
     open_transfer,
 )
 from edgecore.engine import Backoff, Engine
-from edgecore.errors import BrokerUnavailable
+from edgecore.errors import BrokerUnavailable, SchedulerUnavailable
 from edgecore.intake import Intake
 from edgecore.models import Application, Job, Queue, Topology
 from edgecore.outbox import Outbox
@@ -117,7 +117,7 @@ class Balsam:
     def run(self, started: Callable[[], None] = lambda: None) -> None:
         """Work until `stop`; calls *started* once everything is open.
 
-        Raises ConfigurationError, StoreError or SchedulerUnavailable when it cannot start. After that
+        Raises ConfigurationError or StoreError when it cannot start; what is only away is waited for. After that
         only `stop` ends it.
         """
         config = self.config
@@ -138,6 +138,8 @@ class Balsam:
             )
             listeners = Listeners(plugins)
             scheduling = self._open_scheduling(plugins)
+            if scheduling is None:
+                return
             stack.callback(scheduling.close)
             transfers = self._open_transfers(plugins)
             for relay in transfers.values():
@@ -202,6 +204,7 @@ class Balsam:
             engine=engine,
             control=control,
             owner=config.owner,
+            alarm_after_s=timing.alarm_after_s,
         )
         requests = RequestWatch(config.store, store, control)
         cleaning = Cleaning(config=config, store=store, clock=self.clock)
@@ -221,10 +224,21 @@ class Balsam:
         stack.callback(listeners.service_stopped, site=config.site)
         engine.run(timing.drain_s)
 
-    def _open_scheduling(self, plugins: Sequence[object]) -> SchedulingRelay:
+    def _open_scheduling(self, plugins: Sequence[object]) -> SchedulingRelay | None:
+        """Open the batch system, waiting for one that is away; None when told to stop meanwhile."""
         table, config = self.config.scheduling, self.config
         source = f"{config.source} [scheduling]"
-        return open_scheduling(table.driver, table.settings, config.context, source=source, layers=plugins)
+        backoff, failures = Backoff(first_s=1.0, longest_s=60.0), 0
+        while True:
+            try:
+                return open_scheduling(
+                    table.driver, table.settings, config.context, source=source, layers=plugins
+                )
+            except SchedulerUnavailable as error:
+                failures += 1
+                log.warning("the batch system is away; nothing is taken before it answers: %s", error)
+                if self._stop_asked.wait(backoff.after(failures)):
+                    return None
 
     def _open_transfers(self, plugins: Sequence[object]) -> dict[str, TransferRelay]:
         config = self.config

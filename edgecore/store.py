@@ -30,6 +30,7 @@ from edgecore.models import Application, Attempt, Intent, Job, StatusMessage
 from edgecore.states import SETTLED
 
 __all__ = [
+    "REPEATED_WITHIN_US",
     "Change",
     "Desk",
     "Route",
@@ -46,6 +47,9 @@ T = TypeVar("T")
 Operation: TypeAlias = Callable[[sqlite3.Connection], T]
 
 _Item: TypeAlias = tuple[Operation[Any], Future[Any]]
+
+REPEATED_WITHIN_US: Final = 86_400_000_000
+"""How long, in microseconds, an equal content without any id can be a repetition: one day."""
 
 _OLDEST_SQLITE: Final = (3, 34, 0)
 _MOST_AT_ONCE: Final = 500
@@ -225,16 +229,18 @@ class Store:
         """Write changes together; answers for each whether it was written or was stale."""
         return self._hand(lambda connection: [self._change(connection, change) for change in changes])
 
-    def take(self, identity: str, change: Change, *, again: bool = False) -> Future[int]:
-        """Write a new job unless *identity* was taken before; answers the job's id, old or new.
+    def take(self, identity: str, change: Change, *, since: int = 0) -> Future[int]:
+        """Write a new job unless *identity* was taken; answers the job's id, old or new.
 
-        With *again*, an identity that was taken before makes a new job all the same.
+        An identity that was taken before *since* (microseconds UTC) makes a new job all the same.
         """
         now = self._clock.now()
 
         def write(connection: sqlite3.Connection) -> int:
-            known = connection.execute("SELECT job_id FROM inbox WHERE identity = ?", (identity,)).fetchone()
-            if known is not None and not again:
+            known = connection.execute(
+                "SELECT job_id FROM inbox WHERE identity = ? AND taken >= ?", (identity, since)
+            ).fetchone()
+            if known is not None:
                 return int(known[0])
             connection.execute(
                 "INSERT OR REPLACE INTO inbox VALUES (?, ?, ?)", (identity, change.after.id, now)
@@ -244,11 +250,14 @@ class Store:
 
         return self._hand(write)
 
-    def set_intent(self, job_id: int, intent: Intent) -> Future[None]:
-        """Write what the user wants of a job."""
+    def set_intent(self, job_id: int, intent: Intent, *, revive: bool = False) -> Future[None]:
+        """Write what the user wants of a job; a cancel is never taken back, but to *revive* it."""
 
         def write(connection: sqlite3.Connection) -> None:
-            connection.execute("UPDATE jobs SET intent = ? WHERE id = ?", (intent, job_id))
+            connection.execute(
+                "UPDATE jobs SET intent = ? WHERE id = ? AND (intent <> ? OR ?)",
+                (intent, job_id, Intent.CANCELLED, revive),
+            )
 
         return self._hand(write)
 
@@ -291,6 +300,17 @@ class Store:
 
         def write(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM requests WHERE id = ?", (request_id,))
+
+        return self._hand(write)
+
+    def forget_identities(self, before: int) -> Future[None]:
+        """Forget contents of messages that were taken before that time; ids are never forgotten."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "DELETE FROM inbox WHERE taken < ? AND (identity LIKE 'body\t%' OR identity LIKE 'rejected\t%')",
+                (before,),
+            )
 
         return self._hand(write)
 

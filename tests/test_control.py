@@ -368,8 +368,8 @@ def test_a_request_is_acknowledged_only_when_it_is_durable(
     store_class = type(edge.balsam._engine.store)  # type: ignore[union-attr]
     set_intent = store_class.set_intent
 
-    def slow(self: Any, job_id: int, intent: Intent) -> Future[None]:
-        future = set_intent(self, job_id, intent)
+    def slow(self: Any, job_id: int, intent: Intent, *, revive: bool) -> Future[None]:
+        future = set_intent(self, job_id, intent, revive=revive)
         future.add_done_callback(lambda _: order.append("durable"))
         return future
 

@@ -77,7 +77,7 @@ class TestListeners:
         hears = Hears()
         listeners = Listeners((hears,))
         listeners.service_started(site="s")
-        listeners.job_changing(before=None, after=JOB)
+        listeners.job_changing(before=JOB, after=JOB)
         listeners.job_changed(job=JOB)
         listeners.alarm_raised(subject="a", message="m")
         listeners.alarm_cleared(subject="a", message="m")
@@ -91,7 +91,7 @@ class TestListeners:
         first, last = Hears(), Hears()
         listeners = Listeners((first, Fails(fault), last))
         with caplog.at_level(logging.ERROR):
-            listeners.job_changing(before=None, after=JOB)
+            listeners.job_changing(before=JOB, after=JOB)
             listeners.job_changed(job=JOB)
         assert first.heard == last.heard == [("changing", 1), ("changed", 1)]
         assert [record.getMessage() for record in caplog.records] == [
@@ -104,7 +104,7 @@ class TestListeners:
         last = Hears()
         listeners = Listeners((Fails(Veto("not on Sundays")), last))
         with pytest.raises(Veto, match=rf"^{__name__}\.Fails: not on Sundays$"):
-            listeners.job_changing(before=None, after=JOB)
+            listeners.job_changing(before=JOB, after=JOB)
         assert last.heard == [("changing", 1)]
 
     def test_a_veto_against_what_has_happened_is_only_logged(self, caplog: pytest.LogCaptureFixture) -> None:

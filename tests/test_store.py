@@ -168,7 +168,7 @@ def test_an_identity_that_proves_nothing_may_be_taken_again(store: Store, path: 
     first, second = new_job(store), new_job(store)
     take(store, first, "body")
 
-    assert second.id == store.take("body", Change(None, (second,)), again=True).result(10)
+    assert second.id == store.take("body", Change(None, (second,)), since=2**62).result(10)
     with Reader(path) as reader:
         assert second.id == reader.taken_as("body")
         assert 2 == len(reader.latest(10))
