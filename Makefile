@@ -5,12 +5,12 @@ BIN    := $(VENV)/bin
 JOBS   ?= 2
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test check bench long clean
+.PHONY: demo test check bench long packages clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/atlas/demo.py
 
-test: $(STAMP) $(VENV)/.demo
+test: packages $(STAMP) $(VENV)/.demo
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -30,6 +30,13 @@ long: $(STAMP)
 
 clean:
 	rm -rf $(VENV) build dist demo-output .mypy_cache .pytest_cache .ruff_cache
+
+# Debian packages that the suite tests with. Without root it says what is missing, and skips those tests.
+packages:
+	@command -v busybox >/dev/null || \
+		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+		  apt-get update -qq && apt-get install -y -qq --no-install-recommends busybox >/dev/null; } || \
+		echo "busybox is missing (apt-get install busybox): the batch script is not tested under its shell"
 
 # The environment is made anew when pyproject.toml changes. A new pip reads dependency groups.
 $(BIN)/pip:
