@@ -329,6 +329,19 @@ def test_preparing_twice_leaves_one_token_and_the_later_script(run: RunDirectory
     assert run.script.read_bytes() == b"later"
 
 
+def test_whatever_the_umask_nobody_else_may_enter_where_the_script_and_the_token_are(tmp_path: Path) -> None:
+    former = os.umask(0)
+    try:
+        run = run_directory(tmp_path, 1, 1)
+        run.prepare(b"#!/bin/sh\n")
+        run_directory(tmp_path, 1, 2).prepare(b"#!/bin/sh\n")
+    finally:
+        os.umask(former)
+    private = [run.path.parent, run.path, run.path.with_name("2")]
+    assert [0o700] * 3 == [place.stat().st_mode & 0o777 for place in private]
+    assert 0o600 == (run.path / "ready").stat().st_mode & 0o777
+
+
 @pytest.mark.parametrize("token", ["running.7.x", "ended.0", "revoked", "stopped"])
 def test_preparing_again_never_makes_ready_what_has_moved_on(run: RunDirectory, token: str) -> None:
     (run.path / "ready").rename(run.path / token)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,6 +130,57 @@ def test_what_a_job_linked_to_outside_is_not_removed(old: Old, tmp_path: Path) -
 def test_a_directory_that_is_gone_already_is_no_trouble(old: Old) -> None:
     shutil.rmtree(old.job(S.JOB_FINISHED, 100))
     assert 1 == old.clean()
+
+
+_AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from edgecore.cleaning import _remove_tree
+if os.getuid() == 0:
+    os.setgid(65534), os.setuid(65534)
+job = Path(sys.argv[1]) / "job"
+(job / "data/sealed/deep").mkdir(parents=True)
+(job / "data/sealed/deep/file").write_text("")
+(job / "data/sealed/link").symlink_to(sys.argv[1])
+for place in ("data/sealed/deep", "data/sealed", "data"):
+    (job / place).chmod(0o500)
+_remove_tree(job)
+print(os.listdir(sys.argv[1]), oct(Path(sys.argv[1]).stat().st_mode & 0o777))
+"""
+
+
+@pytest.mark.slow
+def test_what_was_staged_in_as_read_only_is_removed_all_the_same() -> None:
+    # Not below tmp_path, which only its owner may enter; as somebody whom modes concern.
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o777)
+        answer = subprocess.run(
+            [sys.executable, "-c", _AS_NOBODY, place], capture_output=True, text=True, check=True
+        )
+    assert "[] 0o777" == answer.stdout.strip()
+
+
+def test_contents_of_messages_are_forgotten_after_two_days_and_ids_never(old: Old) -> None:
+    def take(identity: str) -> None:
+        definition = JobDefinition(name="job", application="quick", site="testsite")
+        job = Job(
+            id=old.store.new_id(), owner="alice", definition=definition, state=S.JOB_REJECTED, sequence=1
+        )
+        old.store.take(identity, Change(None, (job,))).result()
+
+    def known() -> set[str]:
+        with Reader(old.config.store) as reader:
+            return {each for each in ("body\t1", "job\t1", "body\t2") if reader.taken_as(each)}
+
+    take("body\t1")
+    take("job\t1")
+    old.calendar.day += 1
+    take("body\t2")
+    old.clean()
+    assert {"body\t1", "job\t1", "body\t2"} == known()
+    old.calendar.day += 1.5
+    old.clean()
+    assert {"job\t1", "body\t2"} == known()
 
 
 def test_a_running_service_cleans_from_time_to_time(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgecore.commands import CommandNotFound, CommandResult, run
+from edgecore.errors import ActionStopped
 
 SH = "/bin/sh"
 
@@ -197,3 +198,27 @@ def test_an_exception_in_the_waiting_thread_leaves_no_process_behind(
     with pytest.raises(KeyboardInterrupt):
         shell(f"echo $$ >{note}; exec sleep 600")
     assert ended(int(note.read_text()))
+
+
+# --------------------------------------------------------------------------------- unwanted
+
+
+@pytest.mark.slow
+def test_a_command_that_nobody_wants_any_more_is_killed_with_all_its_group(tmp_path: Path) -> None:
+    note = tmp_path / "pids"
+
+    def unwanted() -> bool:
+        return note.exists() and 2 == len(note.read_text().split())
+
+    begun = time.monotonic()
+    with pytest.raises(ActionStopped, match="/bin/sh was stopped on the way"):
+        shell(f"trap '' TERM; sleep 600 & echo $! $$ >{note}; wait; sleep 600", unwanted=unwanted)
+    assert time.monotonic() - begun < 10
+    pids = [int(word) for word in note.read_text().split()]
+    wait_for(lambda: all(ended(pid) for pid in pids))
+
+
+def test_a_command_that_has_ended_is_answered_although_nobody_wants_it_now() -> None:
+    assert (0, b"done\n") == (
+        *((result := shell("echo done", unwanted=lambda: True)).exit_code, result.output),
+    )

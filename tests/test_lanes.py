@@ -156,3 +156,78 @@ def test_a_stopped_lane_finishes_what_it_began_and_drops_the_rest(make: Make) ->
     wait_for(lambda: not work.lane.busy, 10)
     work.lane.put(["c"], "c")
     assert [["a"]] == work.groups
+
+
+def test_what_nobody_wants_any_more_is_taken_out_of_those_that_wait(make: Make) -> None:
+    work = make()
+    work.lane.put(["first"], "like", 3)
+    work.begun(1)
+    work.lane.put(["a", "b"], "like", 3)
+    work.lane.put(["c"], "other")
+    work.lane.put(["d"], "last")
+    assert work.lane.withdraw("like", lambda item: item == "a")
+    assert work.lane.withdraw("other", lambda item: item == "c")  # nothing of its kind is left
+    assert not work.lane.withdraw("like", lambda item: item == "a")
+    work.gate.set()
+    assert [["first"], ["b"], ["d"]] == work.begun(3)
+
+
+def test_what_has_begun_or_never_came_cannot_be_taken_out(make: Make) -> None:
+    work = make()
+    work.lane.put(["first"], "like", 3)
+    work.begun(1)
+    assert not work.lane.withdraw("like", lambda item: True)
+    assert not work.lane.withdraw("unheard of", lambda item: True)
+    assert work.lane.busy
+
+
+def test_a_key_of_which_more_waits_goes_to_the_end_of_the_line(make: Make) -> None:
+    work = make()
+    work.lane.put(["first"], "x")
+    work.begun(1)
+    work.lane.put(["a1", "a2", "a3"], "a", 2)
+    work.lane.put(["b"], "b")
+    work.gate.set()
+    assert [["first"], ["a1", "a2"], ["b"], ["a3"]] == work.begun(4)
+
+
+def test_a_key_that_is_always_refilled_keeps_no_other_out() -> None:
+    begun: list[str] = []
+    filled, over = threading.Event(), threading.Event()
+
+    def work(items: Sequence[str]) -> None:
+        assert filled.wait(10)
+        begun.extend(items)
+        if items == ["again"] and len(begun) < 100:
+            lane.put(["again"], "greedy")
+        lane.done(items)
+        if items == ["other"]:
+            over.set()
+
+    lane = Lane[str]("test", 1, work)
+    lane.put(["again"], "greedy")
+    lane.put(["again", "again"], "greedy")
+    lane.put(["other"], "modest")
+    filled.set()
+    assert over.wait(10)
+    lane.stop()
+    assert "other" in begun[:3]
+
+
+def test_a_thread_that_cannot_be_started_delays_work_and_loses_none(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    work = make()
+    work.gate.set()
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refused)
+        work.lane.put(["a"], "a")
+        work.lane.look_again()
+        work.lane.put(["b"], "b")
+    assert "lane test: can't start new thread; its work waits" in caplog.text
+    assert [] == work.groups
+    work.lane.look_again()
+    assert [["a"], ["b"]] == work.begun(2)

@@ -167,6 +167,24 @@ def test_active_is_every_job_with_something_left_to_do_oldest_first(store: Store
     assert expected == [job.id for job in reader.active()]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "definition = json_set(definition, '$.of_a_newer_edgecore', 1)",
+        "definition = '{'",
+        "plan = '[]'",
+    ],
+)
+def test_active_passes_over_a_job_that_cannot_be_understood_and_names_it(
+    store: Store, path: Path, reader: Reader, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, odd, last = keep(store), keep(store), keep(store)
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(f"UPDATE jobs SET {damage} WHERE id = ?", (odd.id,))
+    assert [first, last] == list(reader.active())
+    assert f"job {odd.id} in the store cannot be understood and is left alone" in caplog.text
+
+
 def test_latest_is_newest_first_limited_and_of_the_states_asked_for(store: Store, reader: Reader) -> None:
     jobs = [keep(store, state) for state in (S.RUNNING, S.QUEUED, S.RUNNING, S.JOB_FAILED, S.QUEUED)]
     ids = [job.id for job in jobs]

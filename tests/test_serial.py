@@ -122,6 +122,17 @@ def test_an_unknown_key_like_no_other_is_named_alone() -> None:
     assert {"zzz": "unknown key"} == refused(JobDefinition, {**json.loads(JOB), "zzz": 1})
 
 
+@pytest.mark.parametrize(("wrong", "told"), [(50, 50), (51, 51), (20_000, 51)])
+def test_of_very_many_problems_the_first_fifty_are_told(wrong: int, told: int) -> None:
+    document = {**json.loads(JOB), **{f"strange_{number}": 1 for number in range(wrong)}}
+    with pytest.raises(DefinitionError) as caught:
+        serial.structure(JobDefinition, document, source="a test", error=DefinitionError)
+    problems = [str(problem) for problem in caught.value.problems]
+    assert told == len(problems)
+    assert (wrong > 50) == ("and more problems; correct these first" == problems[-1])
+    assert all(problem.startswith("strange_") for problem in problems[:50])
+
+
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [

@@ -174,6 +174,54 @@ def test_an_identity_that_proves_nothing_may_be_taken_again(store: Store, path: 
         assert 2 == len(reader.latest(10))
 
 
+def test_an_identity_is_known_to_those_who_ask_since_when_it_was_taken_and_no_later(path: Path) -> None:
+    clock = SetClock(1_000)
+    with opened(path, clock=clock) as store:
+        first = new_job(store)
+        take(store, first, "body")
+
+        def again(since: int) -> int:
+            return store.take("body", Change(None, (new_job(store),)), since=since).result(10)
+
+        assert first.id == again(since=1_000)
+        clock.at = 2_000
+        second = again(since=1_001)
+        assert first.id != second
+        assert second == again(since=2_000)  # it counts from the last time that it made a job
+
+
+def test_a_cancel_is_taken_back_by_nobody_who_does_not_revive_the_job(store: Store, path: Path) -> None:
+    job = new_job(store)
+    take(store, job)
+
+    def intent() -> Intent:
+        with Reader(path) as reader:
+            return reader.latest(1)[0].intent
+
+    store.set_intent(job.id, Intent.CANCELLED).result(10)
+    for other in (Intent.RUN, Intent.HELD):
+        store.set_intent(job.id, other).result(10)
+        assert Intent.CANCELLED is intent()
+    store.set_intent(job.id, Intent.RUN, revive=True).result(10)
+    assert Intent.RUN is intent()
+
+
+def test_contents_are_forgotten_after_a_time_and_ids_never(path: Path) -> None:
+    clock = SetClock(1_000)
+    with opened(path, clock=clock) as store:
+        kinds = ("body", "rejected", "job", "message")
+        for at, age in ((1_000, "old"), (5_000, "new")):
+            clock.at = at
+            for kind in kinds:
+                take(store, new_job(store), f"{kind}\t{age}")
+        store.forget_identities(5_000).result(10)
+    with Reader(path) as reader:
+        left = [(kind, age) for kind in kinds for age in ("old", "new") if reader.taken_as(f"{kind}\t{age}")]
+    assert [(k, "old") for k in kinds[2:]] + [(k, "new") for k in kinds] == sorted(
+        left, key=lambda each: (each[1] == "new", kinds.index(each[0]))
+    )
+
+
 # ---------------------------------------------------------------------------- group commit
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -173,3 +175,14 @@ def test_a_command_that_is_started_inherits_no_bell(place: Path, bell: Bell) -> 
     )
     assert str(fifo) not in output.stdout
     assert os.path.basename(fifo) not in output.stdout
+
+
+def test_a_bell_is_heard_also_in_a_process_with_thousands_of_open_files(place: Path, bell: Bell) -> None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft <= 1100:
+        pytest.skip(f"this process may open {soft} files only")
+    high = fcntl.fcntl(bell._fd, fcntl.F_DUPFD_CLOEXEC, 1100)  # select() ends at 1023
+    os.close(bell._fd)
+    bell._fd = high
+    ring(place)
+    assert bell.wait(LONG_S)
