@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -200,9 +202,7 @@ def _in_state(site: Site, name: str, state: JobState) -> bool:
 
 def _kill_batch_script(site: Site) -> None:
     """Kill the one running batch script and all that it started, as a failing node does."""
-    import sqlite3
-
     (spool,) = (site.config.work_directory / ".fork").glob("*.sqlite")
-    with sqlite3.connect(spool) as database:
+    with contextlib.closing(sqlite3.connect(spool)) as database:
         (pid,) = database.execute("SELECT pid FROM jobs WHERE pid IS NOT NULL").fetchone()
     subprocess.run(["kill", "-KILL", "--", f"-{pid}"], check=True)
