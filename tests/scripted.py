@@ -107,6 +107,11 @@ class ScriptedScheduling(Scheduling):
     """Why no question is answered; empty while it answers."""
     blind: bool = False
     """Answer, and list nothing."""
+    deaf: set[str] = field(factory=set)
+    """Hooks that alone are not answered, and do nothing."""
+    lost: set[str] = field(factory=set)
+    """Of cancel, hold and release: those that do what is asked once, and break off before the answer."""
+    enforces_walltime: bool = True
     entries: list[Entry] = field(factory=list)
     calls: list[tuple[str, tuple[str, ...]]] = field(factory=list)
     """Hook and tags, in order."""
@@ -216,6 +221,7 @@ class ScriptedScheduling(Scheduling):
             max_group=self.max_group,
             poll_interval_s=0.05,
             parallel_submits=self.parallel_submits,
+            enforces_walltime=self.enforces_walltime,
         )
 
     @hookimpl
@@ -274,8 +280,8 @@ class ScriptedScheduling(Scheduling):
 
     def _asked(self, hook: str, tags: Sequence[str]) -> None:
         self.calls.append((hook, tuple(tags)))
-        if self.down:
-            raise SchedulerUnavailable(self.down)
+        if self.down or hook in self.deaf:
+            raise SchedulerUnavailable(self.down or f"{hook}: nobody listens")
 
     def _each(self, hook: str, references: Sequence[Reference], change: Callable[[Entry], None]) -> Answer:
         tags = [reference.tag for reference in references]
@@ -286,6 +292,9 @@ class ScriptedScheduling(Scheduling):
             for entry in self.entries:
                 if entry.tag in tags and entry.listed:
                     change(entry)
+        if hook in self.lost:
+            self.lost.discard(hook)
+            raise SchedulerUnavailable(f"{hook} gave no answer within 30 s")
         return Answer(accepted=tuple(tags))
 
     def _listed(self) -> list[Entry]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -172,6 +173,53 @@ def test_preprocess_and_postprocess_are_given_a_description_of_the_job(edge: Edg
     assert ("EXECUTION_FINISHED", 1, "1001", 0) == (
         *(seen["state"], seen["attempt"], seen["batch_id"], seen["exit_code"]),
     )
+
+
+def endless(edge: Edge) -> Path:
+    """Register an application whose preprocess never ends; answers where it notes its process."""
+    note = edge.site.base / "preprocess.pid"
+    program = edge.program(
+        "endless", f'[ -e "{edge.site.base}/repaired" ] || {{ echo $$ >"{note}"; exec sleep 600; }}'
+    )
+    edge.register("endless", preprocess=program)
+    return note
+
+
+def pid_in(edge: Edge, note: Path) -> int:
+    edge.until(lambda: note.exists() and note.read_text().endswith("\n"))
+    return int(note.read_text())
+
+
+def lives(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def test_a_cancel_stops_a_preprocess(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgecore.commands._ASK_EVERY_S", 0.05)
+    note = endless(edge)
+    edge.start()
+    edge.send(application="endless")
+    pid = pid_in(edge, note)
+    edge.ask("cancel")
+    edge.wait("job", S.JOB_CANCELLED)
+    assert not lives(pid)
+    assert ["CREATED", "STAGED_IN", "JOB_CANCELLED"] == edge.states()
+
+
+def test_a_preprocess_is_stopped_with_the_service_and_done_again_after_the_next_start(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgecore.commands._ASK_EVERY_S", 0.05)
+    note = endless(edge)
+    edge.start()
+    edge.send(application="endless")
+    pid = pid_in(edge, note)
+    edge.stop()
+    assert not lives(pid)
+    assert (S.STAGED_IN, 0) == (edge.job().state, edge.job().failures)
+    (edge.site.base / "repaired").touch()
+    edge.start()
+    edge.wait("job", S.JOB_FINISHED)
 
 
 def test_a_bad_value_fails_the_preprocess_with_file_line_key_value_and_what_is_allowed(edge: Edge) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -16,8 +14,6 @@ from edgecore.config import Limits
 from edgecore.control import objection
 from edgecore.models import Intent, Job, JobDefinition, NativeState, Refusal
 from edgecore.models import JobState as S
-from edgecore.reader import Reader
-from edgecore.store import Desk
 
 
 def waiting(edge: Edge) -> None:
@@ -26,6 +22,13 @@ def waiting(edge: Edge) -> None:
     edge.start()
     edge.send()
     edge.wait("job", S.QUEUED)
+
+
+def in_lane(edge: Edge, name: str) -> None:
+    """Wait until something waits in a lane."""
+    engine = edge.balsam._engine
+    assert engine is not None
+    edge.until(lambda: bool(engine._running[name]._waiting))
 
 
 def attempt(edge: Edge) -> Any:
@@ -48,6 +51,32 @@ def test_a_job_that_waits_for_its_place_is_cancelled_without_a_submission(edge: 
     edge.wait("first", S.JOB_FINISHED)
     edge.wait("job", S.JOB_CANCELLED)
     assert 1 == len(edge.scheduling.entries)
+
+
+def test_a_job_that_waits_for_its_place_is_cancelled_at_once(edge: Edge) -> None:
+    edge.config = evolve(edge.config, limits=Limits(max_queued=1))
+    waiting(edge)
+    edge.send("next")
+    edge.wait("next", S.PREPROCESSED)
+    in_lane(edge, "submitting")
+    edge.ask("cancel", "next")
+    edge.wait("next", S.JOB_CANCELLED)
+    assert S.QUEUED is edge.job().state
+
+
+def test_a_job_that_waits_behind_a_slow_transfer_is_cancelled_at_once(edge: Edge) -> None:
+    edge.config = evolve(edge.config, limits=Limits(staging=1))
+    edge.transfer = ScriptedTransfer(slow=True)
+    edge.start()
+    edge.send(input_url=f"file://{edge.site.base}/data/x")
+    assert edge.transfer.moving.wait(10)
+    edge.send("next", input_url=f"file://{edge.site.base}/data/x")
+    edge.wait("next", S.CREATED)
+    in_lane(edge, "staging")
+    edge.ask("cancel", "next")
+    edge.wait("next", S.JOB_CANCELLED)
+    assert S.CREATED is edge.job().state
+    assert 1 == len(edge.transfer.fetched)
 
 
 def test_a_job_that_waits_for_a_passing_refusal_is_cancelled_at_once(edge: Edge) -> None:
@@ -134,6 +163,53 @@ def test_a_cancel_that_the_batch_system_does_not_hear_is_asked_again(edge: Edge)
     assert S.RUNNING is edge.job().state
     edge.scheduling.down = ""
     edge.wait("job", S.JOB_CANCELLED)
+
+
+def test_a_queued_job_counts_as_cancelled_only_when_the_batch_system_was_asked(edge: Edge) -> None:
+    waiting(edge)
+    entry = edge.wait_entry()
+    edge.scheduling.deaf = {"cancel"}
+    edge.ask("cancel")
+    edge.until(lambda: edge.scheduling.count("cancel") >= 3)
+    assert S.QUEUED is edge.job().state
+    assert batch.ABSTAINED == edge.scheduling.run_again(entry)  # it cannot start any more
+    edge.scheduling.deaf = set()
+    edge.wait("job", S.JOB_CANCELLED)
+    assert NativeState.ENDED is entry.state
+
+
+def test_a_job_that_is_not_listed_at_the_moment_is_cancelled_in_the_batch_system_too(edge: Edge) -> None:
+    edge.config = evolve(edge.config, timing=evolve(edge.config.timing, lost_after_s=3600))
+    waiting(edge)
+    edge.wait_entry().listed = False
+    edge.ask("cancel")
+    cancelled = edge.wait("job", S.JOB_CANCELLED)
+    assert cancelled.attempt is not None
+    assert ("cancel", (cancelled.attempt.tag,)) in edge.scheduling.calls
+
+
+def test_a_cancel_is_not_taken_back_by_a_release_that_comes_with_it(edge: Edge) -> None:
+    edge.scheduling.auto = False
+    edge.start()
+    edge.send(job_id="mine")
+    edge.wait("job", S.QUEUED)
+    edge.site.send(*({"command": command, "job_id": "mine"} for command in ("cancel", "release")))
+    edge.wait("job", S.JOB_CANCELLED)
+
+
+@pytest.mark.parametrize("command", ["hold", "cancel"])
+def test_a_retry_takes_back_what_was_wanted_of_a_job_before_it_failed(edge: Edge, command: str) -> None:
+    edge.scheduling.open_gate.clear()
+    edge.scheduling.refuse(Refusal.PERMANENT, "bad account")
+    edge.start()
+    edge.send()
+    edge.wait("job", S.SUBMITTING)
+    edge.ask(command)
+    edge.until(lambda: edge.job().intent is not Intent.RUN)
+    edge.scheduling.open_gate.set()
+    edge.wait("job", S.JOB_FAILED)
+    edge.ask("retry")
+    edge.wait("job", S.JOB_FINISHED)
 
 
 def test_a_cancel_during_an_unclear_submission_ends_the_job_and_nothing_runs(edge: Edge) -> None:
@@ -254,6 +330,28 @@ def test_a_queued_job_is_held_in_the_batch_system_and_released_there(edge: Edge)
     assert 1 == edge.scheduling.count("release")
 
 
+def test_a_hold_whose_answer_was_lost_was_ours_and_can_be_released(edge: Edge) -> None:
+    waiting(edge)
+    edge.scheduling.lost = {"hold"}
+    edge.ask("hold")
+    edge.wait("job", S.HELD)
+    edge.until(lambda: attempt(edge).held)
+    edge.ask("release")
+    edge.wait("job", S.QUEUED, times=2)
+
+
+def test_a_release_that_the_batch_system_does_not_hear_is_asked_again(edge: Edge) -> None:
+    waiting(edge)
+    edge.ask("hold")
+    edge.wait("job", S.HELD)
+    edge.scheduling.deaf = {"release"}
+    edge.ask("release")
+    edge.until(lambda: edge.scheduling.count("release") >= 2)
+    assert attempt(edge).held
+    edge.scheduling.deaf = set()
+    edge.wait("job", S.QUEUED, times=2)
+
+
 def test_we_remember_over_a_restart_that_the_hold_was_ours(edge: Edge) -> None:
     waiting(edge)
     edge.ask("hold")
@@ -281,10 +379,30 @@ def test_a_batch_system_that_cannot_hold_says_so_and_the_job_goes_on(
     waiting(edge)
     edge.ask("hold")
     edge.until(lambda: "this batch system cannot hold" in caplog.text)
+    edge.wait_looks()
+    assert 0 == edge.scheduling.count("hold")
     assert not attempt(edge).held
     edge.ask("release")
     edge.until(lambda: edge.job().intent is Intent.RUN)
     edge.scheduling.start(edge.wait_entry())
+    edge.wait("job", S.JOB_FINISHED)
+
+
+def test_a_batch_system_that_cannot_hold_is_not_asked_for_what_was_to_be_held_before(edge: Edge) -> None:
+    edge.scheduling.can_hold = edge.scheduling.auto = False
+    edge.scheduling.open_gate.clear()
+    edge.start()
+    edge.send()
+    assert edge.scheduling.at_gate.acquire(timeout=10)
+    edge.ask("hold")
+    edge.until(lambda: edge.job().intent is Intent.HELD)
+    edge.scheduling.open_gate.set()
+    edge.wait("job", S.QUEUED)
+    edge.wait_looks(4)
+    assert 0 == edge.scheduling.count("hold")
+    edge.scheduling.start(edge.wait_entry())
+    edge.wait("job", S.EXECUTION_FINISHED)
+    edge.ask("release")
     edge.wait("job", S.JOB_FINISHED)
 
 
@@ -299,116 +417,3 @@ def test_a_held_job_that_is_cancelled_cannot_be_held_again(edge: Edge) -> None:
     assert "it is being cancelled" == objection("hold", job)
     assert "it is being cancelled" == objection("release", job)
     assert objection("cancel", job) is None
-
-
-# ----------------------------------------------------------------------------- control messages
-
-
-@pytest.mark.parametrize("by", ["the sender's id", "our id"])
-def test_a_sender_cancels_by_message(edge: Edge, by: str) -> None:
-    edge.start()
-    edge.send(application="long", **({"job_id": "mine"} if by == "the sender's id" else {}))
-    job = edge.wait("job", S.RUNNING)
-    edge.tell("cancel", job.public_id)
-    edge.wait("job", S.JOB_CANCELLED)
-
-
-def test_a_request_reaches_only_jobs_of_its_own_sender(edge: Edge, caplog: pytest.LogCaptureFixture) -> None:
-    edge.broker.sender = "alice"
-    edge.start()
-    edge.send(application="long", job_id="hers")
-    job = edge.wait("job", S.RUNNING)
-    assert "alice" == job.owner
-    edge.broker.sender = "mallory"
-    for public_id in ("hers", job.id):
-        edge.tell("cancel", public_id)
-        edge.until(lambda wanted=public_id: f"mallory asked to cancel job {wanted}, of which" in caplog.text)  # type: ignore[misc]
-    assert Intent.RUN is edge.job().intent
-
-
-def test_two_owners_may_use_one_job_id_and_each_reaches_their_own(edge: Edge) -> None:
-    edge.start()
-    for owner in ("alice", "bob"):
-        edge.broker.sender = owner
-        edge.send(f"job-of-{owner}", "long", job_id="1")
-        edge.wait(f"job-of-{owner}", S.RUNNING)
-    edge.tell("cancel", "1")
-    edge.wait("job-of-bob", S.JOB_CANCELLED)
-    assert Intent.RUN is edge.job("job-of-alice").intent
-
-
-def test_a_report_sends_the_present_status_again_under_its_number(edge: Edge) -> None:
-    edge.start()
-    edge.send(job_id="mine")
-    finished = edge.wait("job", S.JOB_FINISHED)
-    edge.until(lambda: len(edge.broker.sent) == finished.sequence)
-    edge.tell("report", "mine")
-    edge.until(lambda: len(edge.broker.sent) == finished.sequence + 1)
-    again, last = (json.loads(message.body) for message in edge.broker.sent[-2:])
-    assert last == again
-
-
-def test_a_request_follows_the_accepted_job_and_not_a_later_rejected_one(edge: Edge) -> None:
-    edge.start()
-    edge.send(application="long", job_id="mine")
-    edge.wait("job", S.RUNNING)
-    edge.send("broken", "no-such-application", job_id="mine")
-    edge.until(lambda: edge.job("broken").state is S.JOB_REJECTED)
-    edge.tell("cancel", "mine")
-    edge.wait("job", S.JOB_CANCELLED)
-
-
-def test_a_request_is_acknowledged_only_when_it_is_durable(
-    edge: Edge, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    edge.start()
-    edge.send(application="long", job_id="mine")
-    edge.wait("job", S.RUNNING)
-    order: list[str] = []
-    store_class = type(edge.balsam._engine.store)  # type: ignore[union-attr]
-    set_intent = store_class.set_intent
-
-    def slow(self: Any, job_id: int, intent: Intent, *, revive: bool) -> Future[None]:
-        future = set_intent(self, job_id, intent, revive=revive)
-        future.add_done_callback(lambda _: order.append("durable"))
-        return future
-
-    monkeypatch.setattr(store_class, "set_intent", slow)
-    edge.broker.on_settle = lambda: order.append("settled")
-    edge.tell("cancel", "mine")
-    edge.wait("job", S.JOB_CANCELLED)
-    edge.until(lambda: "settled" in order)
-    assert ["durable", "settled"] == order
-
-
-# ------------------------------------------------------------------------- operators' requests
-
-
-def test_requests_made_while_the_service_is_away_are_carried_out_at_its_start(edge: Edge) -> None:
-    edge.start()
-    edge.send(application="long")
-    edge.wait("job", S.RUNNING)
-    edge.stop()
-    edge.ask("cancel")
-    edge.start()
-    edge.wait("job", S.JOB_CANCELLED)
-    with Reader(edge.config.store) as reader:
-        assert () == reader.requests(0)
-
-
-def test_a_request_about_no_job_is_logged_and_forgotten(edge: Edge, caplog: pytest.LogCaptureFixture) -> None:
-    edge.start()
-    Desk(edge.config.store).request("cancel", 42, asked_by="alice", now=1)
-    edge.until(lambda: "alice asked to cancel job 42, which there is not" in caplog.text)
-
-
-def test_a_cancel_survives_a_kill_of_the_service(edge: Edge) -> None:
-    edge.start()
-    edge.send(application="long")
-    edge.wait("job", S.RUNNING)
-    edge.scheduling.down = "away"
-    edge.ask("cancel")
-    edge.until(lambda: edge.job().intent is Intent.CANCELLED)
-    edge.restart()
-    edge.scheduling.down = ""
-    edge.wait("job", S.JOB_CANCELLED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from attrs import evolve
 from scripted import Edge
 
 from edgecore.builtin.queue import SqliteMessaging
+from edgecore.clock import Clock
 from edgecore.config import Defaults, Limits
 from edgecore.errors import BrokerUnavailable
 from edgecore.models import Delivery, Verdict
@@ -93,6 +95,44 @@ def test_without_any_id_only_what_is_flagged_as_redelivered_is_taken_for_a_repet
     deliver(edge, document, message_id=message_id, redelivered=True)
     settled(edge, 3)
     assert 2 == len(edge.site.jobs())
+
+
+class Calendar(Clock):
+    """Tell the time some days ahead."""
+
+    days = 0.0
+
+    def now(self) -> int:
+        return super().now() + round(self.days * 86_400_000_000)
+
+
+@pytest.mark.parametrize("body", [None, b"hello"], ids=["job", "rejected"])
+def test_without_any_id_nothing_repeats_what_was_taken_more_than_a_day_ago(
+    edge: Edge, body: bytes | None
+) -> None:
+    edge.clock = calendar = Calendar()
+    edge.start()
+    document = body or edge.site.job(application="quick")
+    expected = []
+    for days, jobs in ((0.0, 1), (0.9, 1), (1.1, 2), (2.0, 2)):
+        calendar.days = days
+        deliver(edge, document, redelivered=True)
+        expected.append(jobs)
+        settled(edge, len(expected))
+        assert jobs == len(edge.site.jobs())
+
+
+def test_a_repetition_is_logged_with_the_job_that_it_repeats(
+    edge: Edge, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "edgecore")
+    edge.start()
+    deliver(edge, edge.site.job(application="quick", job_id="mine"), message_id="m1")
+    settled(edge, 1)
+    assert "repeats job" not in caplog.text
+    deliver(edge, edge.site.job(application="quick", job_id="mine"), message_id="m2")
+    settled(edge, 2)
+    assert f"message m2 repeats job {edge.job().id}" in caplog.text
 
 
 def test_a_first_sight_that_is_flagged_as_redelivered_is_a_job(edge: Edge) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
@@ -13,9 +15,10 @@ from scripted import Edge, ScriptedTransfer
 
 import edgecore.store
 from edgecore import hookimpl
+from edgecore.config import Limits
 from edgecore.engine import Backoff
 from edgecore.errors import TransferInterrupted, Veto
-from edgecore.models import Job
+from edgecore.models import Intent, Job, NativeState
 from edgecore.models import JobState as S
 from edgecore.reader import Reader
 from edgecore.store import Change
@@ -122,6 +125,44 @@ def test_an_unexpected_exception_in_an_action_neither_stops_the_engine_nor_fails
     edge.wait("job", S.JOB_FINISHED)
     assert 2 == len(transfer.fetched)
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_an_action_that_calls_exit_ends_neither_its_lane_nor_the_job(
+    edge: Edge, caplog: pytest.LogCaptureFixture
+) -> None:
+    edge.config = evolve(edge.config, limits=Limits(staging=1))  # the thread is the only one of its lane
+    transfer = failing_transfers(edge)
+    transfer.errors.append(SystemExit(3))  # type: ignore[arg-type]
+    edge.start()
+    send_with_input(edge)
+    edge.wait("job", S.JOB_FINISHED)
+    assert 2 == len(transfer.fetched)
+    assert "SystemExit(3)" in caplog.text
+
+
+def test_a_job_for_which_nothing_can_be_decided_is_alarmed_and_keeps_no_other_back(edge: Edge) -> None:
+    edge.start()
+    engine = edge.balsam._engine
+    assert engine is not None
+    step = engine.graph.steps[S.PREPROCESSED]
+    broken = True
+
+    def alike(job: Job) -> object:
+        if job.name == "odd" and broken:
+            raise KeyError("queue")
+        return job.id
+
+    engine.graph = evolve(
+        engine.graph, steps={**engine.graph.steps, S.PREPROCESSED: evolve(step, alike=alike)}
+    )
+    edge.send("odd")
+    odd = edge.wait("odd", S.PREPROCESSED)
+    assert "it cannot go on: KeyError('queue')" == edge.wait_alarm(f"job {odd.id}")
+    edge.send("even")
+    edge.wait("even", S.JOB_FINISHED)
+    assert S.PREPROCESSED is edge.job("odd").state
+    broken = False
+    edge.wait("odd", S.JOB_FINISHED)
 
 
 def test_a_bug_that_stays_is_given_up_with_its_name(edge: Edge) -> None:
@@ -385,3 +426,53 @@ def test_a_job_goes_on_from_every_state_after_a_restart(
     with Reader(edge.config.store) as reader:
         sequences = [entry.sequence for entry in reader.history(edge.job().id)]
     assert list(range(1, len(sequences) + 1)) == sequences
+
+
+@contextmanager
+def refusing(edge: Edge, operation: str, when: str = "1") -> Iterator[None]:
+    """Let the store refuse an operation on its jobs."""
+    with closing(sqlite3.connect(edge.config.store, isolation_level=None)) as connection:
+        connection.execute(
+            f"CREATE TRIGGER refusing BEFORE {operation} ON jobs WHEN {when}"
+            " BEGIN SELECT RAISE(ABORT, 'no space left'); END"
+        )
+        yield
+        connection.execute("DROP TRIGGER refusing")
+
+
+def test_one_change_that_cannot_be_written_stops_no_other_of_the_same_look(edge: Edge) -> None:
+    edge.scheduling.auto = False
+    edge.start()
+    names = ("first", "odd", "last")
+    for name in names:
+        edge.send(name)
+        edge.wait(name, S.QUEUED)
+    with refusing(edge, "UPDATE", "NEW.name = 'odd'"):
+        with edge.scheduling.pause_looks() as arrived:
+            assert arrived.wait(10)
+            edge.until(lambda: len(edge.scheduling.calls[-1][1]) == 3)  # one look at all of them
+            for entry in edge.scheduling.entries:
+                entry.state = NativeState.HELD
+        edge.wait("first", S.HELD)
+        edge.wait("last", S.HELD)
+        assert "no space left" in edge.wait_alarm("store")
+        assert S.QUEUED is edge.job("odd").state
+    edge.wait("odd", S.HELD)
+    edge.wait_alarm("store", cleared=True)
+
+
+def test_what_somebody_wants_is_not_acted_upon_before_it_is_written_and_not_forgotten(
+    edge: Edge, caplog: pytest.LogCaptureFixture
+) -> None:
+    edge.scheduling.auto = False
+    edge.start()
+    edge.send()
+    edge.wait("job", S.QUEUED)
+    with refusing(edge, "UPDATE OF intent"):
+        edge.ask("hold")
+        edge.until(lambda: "will be tried again at the next start" in caplog.text)
+    edge.wait_looks(3)
+    assert 0 == edge.scheduling.count("hold")
+    assert Intent.RUN is edge.job().intent
+    edge.restart()
+    edge.wait("job", S.HELD)

@@ -115,6 +115,21 @@ def test_an_unroutable_status_is_set_apart_with_its_job_and_delays_no_other(edge
     edge.wait_alarm("status messages", cleared=True)
 
 
+def test_what_was_set_apart_goes_when_its_own_way_is_free_whatever_becomes_of_the_others(edge: Edge) -> None:
+    nowhere = {"odd", "strange"}
+    edge.broker.unroutable = lambda message: json.loads(message.body)["name"] in nowhere
+    edge.start()
+    for name in ("odd", "strange"):
+        edge.send(name, "no-such-application")
+        edge.wait(name, S.JOB_REJECTED)
+        edge.until(lambda wanted=name: about(edge, wanted, edge.broker.offered) != [])  # type: ignore[misc]
+    for free in ("odd", "strange"):
+        assert [] == about(edge, free)
+        nowhere.discard(free)
+        edge.until(lambda wanted=free: about(edge, wanted) == [1])  # type: ignore[misc]
+    edge.until(lambda: empty(edge))
+
+
 def test_one_unroutable_message_alone_is_no_reason_to_wait(
     edge: Edge, monkeypatch: pytest.MonkeyPatch
 ) -> None:

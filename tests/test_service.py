@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
+from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
-from attrs import evolve
+from attrs import define, evolve, field
 from scripted import LONG_S, Edge, ScriptedTransfer
 
+import edgecore.intake
 import edgecore.outbox
+import edgecore.service
 from edgecore.config import Limits, PluginsTable
+from edgecore.drivers import SchedulingRelay
 from edgecore.engine import Backoff
-from edgecore.errors import ConfigurationError, StoreLocked
+from edgecore.errors import ConfigurationError, SchedulerUnavailable, StoreLocked
 from edgecore.models import JobState as S
 from edgecore.reader import Reader
 from edgecore.service import Balsam
@@ -71,6 +77,74 @@ def test_a_service_can_be_stopped_while_its_broker_is_away(edge: Edge) -> None:
     edge.broker.down = "connection refused"
     edge.start()
     assert stop_in(edge) < LONG_S / 2
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_broker_that_is_away_is_alarmed_also_when_nothing_is_to_be_sent(edge: Edge) -> None:
+    edge.start()
+    edge.broker.down = "connection refused"
+    assert "connection refused" in edge.wait_alarm("job definitions")
+    edge.broker.down = ""
+    edge.wait_alarm("job definitions", cleared=True)
+    assert ["job definitions"] == [subject for subject, _ in edge.heard.alarms]
+
+
+@define(eq=False)
+class Away:
+    """Stand before a batch system that does not answer when it is opened."""
+
+    real: Callable[..., SchedulingRelay]
+    refusals: int
+    asked: threading.Semaphore = field(factory=lambda: threading.Semaphore(0))
+
+    def __call__(self, *given: Any, **named: Any) -> SchedulingRelay:
+        self.asked.release()
+        if self.refusals:
+            self.refusals -= 1
+            raise SchedulerUnavailable("slurm_load_ctl_conf error: Unable to contact slurm controller")
+        return self.real(*given, **named)
+
+
+def test_a_batch_system_that_is_away_at_the_start_is_waited_for(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    away = Away(vars(edgecore.service)["open_scheduling"], refusals=2)
+    monkeypatch.setattr("edgecore.service.open_scheduling", away)
+    monkeypatch.setattr("edgecore.service.Backoff", lambda **_: Backoff(first_s=0.02, longest_s=0.02))
+    edge.send()
+    edge.start()
+    edge.wait("job", S.JOB_FINISHED)
+    assert "the batch system is away; nothing is taken before it answers" in caplog.text
+    assert 0 == away.refusals
+
+
+def test_a_service_can_be_stopped_while_it_waits_for_its_batch_system(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = Away(vars(edgecore.service)["open_scheduling"], refusals=1)
+    monkeypatch.setattr("edgecore.service.open_scheduling", away)
+    monkeypatch.setattr("edgecore.service.Backoff", lambda **_: Backoff(first_s=600, longest_s=600))
+    edge.start(wait=False)
+    assert away.asked.acquire(timeout=10)
+    assert stop_in(edge) < LONG_S / 2
+    assert [] == edge.heard.service  # it never worked
+    edge.start()  # and has given its store back
+
+
+def test_a_job_that_cannot_be_understood_keeps_no_other_from_going_on_at_the_start(edge: Edge) -> None:
+    edge.scheduling.auto = False
+    edge.start()
+    for name in ("odd", "even"):
+        edge.send(name)
+        edge.wait(name, S.QUEUED)
+    edge.stop()
+    with closing(sqlite3.connect(edge.config.store)) as connection, connection:
+        connection.execute(
+            "UPDATE jobs SET definition = json_set(definition, '$.of_a_newer_edgecore', 1) WHERE name = 'odd'"
+        )
+    edge.start()
+    edge.scheduling.start(edge.wait_entry(2))
+    edge.wait("even", S.JOB_FINISHED)
 
 
 def test_a_second_service_on_the_same_store_is_refused(edge: Edge) -> None:

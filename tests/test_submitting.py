@@ -228,6 +228,38 @@ def test_the_wait_after_a_passing_refusal_outlives_a_restart(edge: Edge) -> None
     assert 2 == edge.scheduling.count("submit")
 
 
+def test_a_queue_that_refuses_for_load_is_left_alone_by_its_other_jobs_while_other_queues_go_on(
+    edge: Edge,
+) -> None:
+    edge.config = evolve(edge.config, retry=evolve(edge.config.retry, first_s=600, longest_s=600))
+    edge.scheduling.refuse(Refusal.TRANSIENT, "QOSMaxSubmitJobPerUserLimit")
+    edge.start()
+    edge.send("refused", queue="full")
+    refused = edge.wait("refused", S.PREPROCESSED, times=2)
+    edge.send("same", queue="full")
+    edge.until(lambda: "its queue takes nothing now" in edge.job("same").message)
+    edge.send("other", queue="free")
+    edge.wait("other", S.JOB_FINISHED)
+    same = edge.job("same")
+    assert "its queue takes nothing now: QOSMaxSubmitJobPerUserLimit" == same.message
+    assert (None, 0, refused.due) == (same.attempt, same.failures, same.due)
+    assert 2 == edge.scheduling.count("submit")
+
+
+def test_a_job_whose_queue_was_left_alone_goes_as_its_first_attempt_when_the_wait_is_over(
+    edge: Edge, caplog: pytest.LogCaptureFixture
+) -> None:
+    edge.config = evolve(edge.config, retry=evolve(edge.config.retry, first_s=0.3, longest_s=0.3, tries=1))
+    edge.scheduling.refuse(Refusal.TRANSIENT, "too many jobs")
+    busy_lane(edge)
+    edge.send("second")
+    edge.wait("second", S.PREPROCESSED)
+    edge.scheduling.open_gate.set()
+    finished = [edge.wait(name, S.JOB_FINISHED) for name in ("first", "second")]
+    assert [2, 1] == [job.attempt.number for job in finished if job.attempt is not None]
+    assert "its queue takes nothing now: too many jobs" in caplog.text
+
+
 def test_a_dry_run_ends_in_submit_disabled_and_a_retry_goes_on_without_it(edge: Edge) -> None:
     edge.plugins.append(DryRun())
     edge.start()
@@ -307,6 +339,33 @@ def test_a_submission_that_never_arrived_gives_way_to_a_new_attempt(edge: Edge) 
     # The request was only slow: the old script starts now, and abstains.
     assert 75 == edge.scheduling.run_again(lost)
     assert {finished.id: 1} == edge.site.starts()
+
+
+def test_attempts_that_never_arrived_wait_the_longer_the_more_they_are(edge: Edge) -> None:
+    edge.config = evolve(edge.config, retry=evolve(edge.config.retry, first_s=0.05, longest_s=60.0))
+    for _ in range(3):
+        edge.scheduling.lose_request()
+    edge.start()
+    edge.send()
+    for number in (1, 2, 3):
+        waiting = edge.wait("job", S.PREPROCESSED, times=number + 1)
+        assert waiting.due - waiting.changed >= 0.75 * 50_000 * 2 ** (number - 1)
+    finished = edge.wait("job", S.JOB_FINISHED)
+    assert finished.attempt is not None
+    assert 4 == finished.attempt.number
+    assert 4 == edge.scheduling.count("submit")
+
+
+def test_a_member_whose_directory_cannot_be_made_does_not_spoil_its_group(edge: Edge) -> None:
+    edge.config = evolve(edge.config, retry=evolve(edge.config.retry, tries=10))
+    edge.scheduling.max_group = 10
+    busy_lane(edge)
+    for name in ("odd", "even"):
+        edge.send(name)
+        edge.wait(name, S.PREPROCESSED)
+    (batch.job_directory(edge.config.work_directory, edge.job("odd").id) / "run").write_text("in the way")
+    edge.scheduling.open_gate.set()
+    edge.wait("even", S.JOB_FINISHED)
 
 
 def test_nothing_is_concluded_from_a_batch_system_that_stays_silent_after_a_submission(edge: Edge) -> None:

@@ -9,6 +9,7 @@ from attrs import evolve
 from scripted import Edge, Entry
 
 from edgecore import batch
+from edgecore.clock import Clock
 from edgecore.models import Job, NativeState
 from edgecore.models import JobState as S
 
@@ -43,6 +44,18 @@ def token(edge: Edge, attempt: int = 1) -> str:
     return str(found.state) if found is not None else "none"
 
 
+def _missed(edge: Edge) -> int | None:
+    attempt = edge.job().attempt
+    return attempt.missed if attempt is not None else None
+
+
+class Later(Clock):
+    """Be an hour and a bit ahead."""
+
+    def now(self) -> int:
+        return super().now() + 3_700_000_000
+
+
 def attempt_number(job: Job) -> int:
     assert job.attempt is not None
     return job.attempt.number
@@ -69,15 +82,28 @@ def test_a_job_that_is_missing_from_some_listings_stays_as_it_was(edge: Edge) ->
 def test_misses_count_from_the_last_listing_that_showed_the_job(edge: Edge) -> None:
     timing(edge, lost_after_s=FOR_EVER_S)
     entry = queued(edge)
-
-    def missed() -> bool:
-        attempt = edge.job().attempt
-        return attempt is not None and attempt.missed is not None
-
     entry.listed = False
-    edge.until(missed)
+    edge.until(lambda: _missed(edge) is not None)
     entry.listed = True
-    edge.until(lambda: not missed())
+    edge.until(lambda: _missed(edge) is None)
+
+
+def test_what_was_missed_before_a_restart_does_not_count(edge: Edge) -> None:
+    timing(edge, lost_after_s=FOR_EVER_S)
+    entry = queued(edge)
+    entry.listed = False
+    edge.until(lambda: _missed(edge) is not None)
+    edge.stop()
+    edge.clock = Later()
+    edge.start()
+    edge.wait_looks(4)
+    assert S.QUEUED is edge.job().state
+    assert "ready" == token(edge)
+    missed = _missed(edge)
+    assert missed is not None
+    assert missed > edge.clock.now() - 1_000_000 * FOR_EVER_S
+    entry.listed = True
+    edge.until(lambda: _missed(edge) is None)
 
 
 def test_a_queued_job_that_nobody_knows_for_long_is_revoked_and_submitted_anew(edge: Edge) -> None:
@@ -137,15 +163,24 @@ def test_an_unlisted_execution_whose_walltime_is_long_over_is_interrupted(edge: 
     entry.listed = False
     edge.wait("job", S.LOST)
     edge.stop()
-
-    class Later(type(edge.balsam.clock)):  # type: ignore[misc]
-        def now(self) -> int:
-            return int(super().now()) + 3_700_000_000  # an hour and a bit
-
     edge.clock = Later()
     edge.start()
     assert "its walltime has passed" in edge.wait("job", S.EXECUTION_FAILED).message
     assert "stopped" == token(edge)
+
+
+def test_where_no_walltime_is_enforced_an_unlisted_execution_stays_lost(edge: Edge) -> None:
+    timing(edge, walltime_margin_s=0.0)
+    edge.scheduling.enforces_walltime = False
+    edge.clock = Later()  # by which every execution has begun more than its walltime ago
+    entry = running(edge)
+    entry.listed = False
+    edge.wait("job", S.LOST)
+    edge.wait_looks(4)
+    assert S.LOST is edge.job().state
+    assert "running" == token(edge)
+    entry.listed = True
+    edge.wait("job", S.RUNNING, times=2)
 
 
 # --------------------------------------------------------------------------------- native ends
@@ -175,6 +210,16 @@ def test_an_interrupted_execution_is_followed_by_a_new_attempt_where_retries_are
     edge.scheduling.end(edge.wait_entry(), "PREEMPTED")
     finished = edge.wait("job", S.JOB_FINISHED)
     assert 2 == attempt_number(finished)
+
+
+def test_a_token_that_says_the_end_counts_although_the_native_state_is_unknown(edge: Edge) -> None:
+    entry = queued(edge)
+    entry.state = NativeState.UNKNOWN
+    edge.wait_looks(3)
+    assert S.QUEUED is edge.job().state
+    assert 0 == edge.scheduling.run_again(entry)
+    edge.wait("job", S.JOB_FINISHED)
+    assert NativeState.UNKNOWN is entry.state
 
 
 def test_an_end_record_wins_over_the_batch_systems_own_word(edge: Edge) -> None:
@@ -255,7 +300,47 @@ def test_a_run_directory_that_cannot_be_seen_is_lost_and_comes_back(edge: Edge) 
     edge.wait("job", S.RUNNING, times=2)
 
 
+# ------------------------------------------------------------------------ what a listing says
+
+
+def test_a_new_reason_why_a_job_waits_is_noted_without_a_new_status(edge: Edge) -> None:
+    entry = queued(edge)
+    before = edge.job()
+    for reason in ("Priority", "BadConstraints"):
+        entry.reason = reason
+        edge.until(lambda wanted=reason: edge.job().message == wanted)  # type: ignore[misc]
+    assert before.sequence == edge.job().sequence
+    assert ["QUEUED"] == edge.states()[before.sequence - 1 :]
+
+
+def test_words_that_no_text_can_hold_are_stored_without_them(edge: Edge) -> None:
+    entry = queued(edge)
+    edge.send("other")
+    edge.wait("other", S.QUEUED)
+    entry.state, entry.reason = NativeState.HELD, "held by \udcff"
+    edge.scheduling.start(edge.wait_entry(2))
+    assert "held by ?" == edge.wait("job", S.HELD).message
+    edge.wait("other", S.JOB_FINISHED)
+
+
 # ------------------------------------------------------------------------ a silent batch system
+
+
+def test_where_nothing_can_be_found_by_tag_only_unclear_submissions_wait(
+    edge: Edge, caplog: pytest.LogCaptureFixture
+) -> None:
+    edge.scheduling.deaf = {"find"}  # accounting is down, the queue answers
+    entry = queued(edge)
+    edge.scheduling.lose_request()
+    edge.send("unclear")
+    edge.wait("unclear", S.SUBMITTING)
+    edge.until(lambda: edge.scheduling.count("find") >= 2)
+    edge.scheduling.start(entry)
+    edge.wait("job", S.JOB_FINISHED)
+    assert S.SUBMITTING is edge.job("unclear").state
+    assert "1 jobs were not to be found by tag" in caplog.text
+    edge.scheduling.auto, edge.scheduling.deaf = True, set()
+    assert 2 == attempt_number(edge.wait("unclear", S.JOB_FINISHED))
 
 
 def test_a_batch_system_that_is_down_for_long_costs_one_warning_and_one_alarm(
