@@ -20,9 +20,10 @@ from edgecore import applications, batch, commands, serial
 from edgecore.clock import Clock, iso, microseconds
 from edgecore.config import SiteConfig
 from edgecore.drivers import SchedulingRelay, TransferRelay
-from edgecore.engine import Engine, Graph, Outcome, Postponed, Step, Watch
+from edgecore.engine import Engine
 from edgecore.errors import ActionFailed, SchedulerUnavailable, TransferRefused, TransferStopped
 from edgecore.evidence import Patience
+from edgecore.graph import Graph, Outcome, Postponed, Step, Watch
 from edgecore.models import (
     Application,
     Attempt,
@@ -80,8 +81,8 @@ class Actions:
             work=self.config.work_directory,
             clock=self.clock,
             patience=self._patience,
-            alarm=lambda subject, message: self.engine.raise_alarm(subject, message),
-            clear=lambda subject, message: self.engine.clear_alarm(subject, message),
+            alarm=lambda subject, message: self.engine.alarms.raise_once(subject, message),
+            clear=lambda subject, message: self.engine.alarms.clear(subject, message),
             wait_us=self._wait_us,
         )
         return Graph(
@@ -178,7 +179,7 @@ class Actions:
         if job.state is S.LOST:
             fenced = self.fence(job)
             if fenced:
-                self.engine.clear_alarm(f"job {job.id}", "declared dead by an operator")
+                self.engine.alarms.clear(f"job {job.id}", "declared dead by an operator")
                 ended = job.moved(S.EXECUTION_FAILED, now, "declared dead by an operator")
                 return Change(job, (ended, ended.moved(S.PREPROCESSED, now, "retried by an operator")))
             return "it has moved on just now; look again"

@@ -12,109 +12,37 @@ bounded lanes, so that slow transfers never hold up submissions.
 
 from __future__ import annotations
 
-import heapq
 import logging
-import queue
-import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol
 
-from attrs import define, evolve, field, frozen
+from attrs import Factory, define, evolve, field, frozen
 
+from edgecore.alarms import AlarmListener, Alarms, Silence
+from edgecore.backoff import Backoff
 from edgecore.clock import Clock
 from edgecore.errors import ActionStopped, EdgeError, SchedulerUnavailable, StoreError, Unavailable, Veto
+from edgecore.graph import Graph, Outcome, Postponed, Step, Watch
 from edgecore.lanes import Lane
+from edgecore.loop import Loop
 from edgecore.models import Intent, Job, JobState
 from edgecore.states import SETTLED, is_legal
 from edgecore.store import Change, Store
 
-__all__ = ["Backoff", "Engine", "Graph", "Listener", "Outcome", "Postponed", "Step", "Watch"]
+__all__ = ["Engine", "Listener"]
 
 log = logging.getLogger(__name__)
 
 
-@frozen
-class Postponed:
-    """An action could not be done now; it is tried again after a back-off, or at *due*."""
-
-    reason: str
-    due: int | None = None
-    """Microseconds UTC, which counts as no failure; None for the usual back-off."""
-
-
-Outcome: TypeAlias = Change | Postponed
-Action: TypeAlias = Callable[[Sequence[Job]], Mapping[int, Outcome]]
-"""Works on jobs (several where the step groups) and answers by job id."""
-
-
-@frozen(kw_only=True)
-class Step:
-    """What is done with a job in one state."""
-
-    lane: str
-    action: Action
-    failed: JobState
-    """The state that says that this step failed."""
-    instant: Callable[[Job], Job | None] = lambda job: None
-    """The job moved on at once where there is nothing to do, else None."""
-    alike: Callable[[Job], Hashable] | None = None
-    """Jobs with equal answers may be worked on as one group; None: each alone."""
-    largest: int = 1
-    """How many jobs a group has at most."""
-    room: Callable[[Counter[JobState]], int] | None = None
-    """How many more jobs may enter, given how many are in each state; None: any number."""
-
-
-@frozen(kw_only=True)
-class Watch:
-    """What is done with jobs that only evidence from outside can move."""
-
-    states: frozenset[JobState]
-    look: Action
-    """Looks at all given jobs at once; a job without an answer stays as it is."""
-    interval_s: float
-
-
-@frozen(kw_only=True)
-class Graph:
-    """A way of jobs through states, as tables."""
-
-    steps: Mapping[JobState, Step]
-    watch: Watch
-    cancelled: Callable[[Job], Job | None]
-    """The job as cancelled where that takes no more than saying so, else None."""
-    give_up: Callable[[Job, JobState, str], Change]
-    """The change that ends a step for good: in that *_FAILED state, for that reason."""
-
-
-@frozen(kw_only=True)
-class Backoff:
-    """Exponential back-off with jitter; the one place where waiting times grow."""
-
-    first_s: float = 10.0
-    longest_s: float = 600.0
-    tries: int = 10
-
-    def after(self, failures: int) -> float:
-        """Return seconds to wait after that many failures in a row."""
-        wait = min(self.longest_s, self.first_s * 2.0 ** min(failures - 1, 30))
-        return wait * random.uniform(0.75, 1.25)  # noqa: S311 - spreads load, guards nothing
-
-
-class Listener(Protocol):
+class Listener(AlarmListener, Protocol):
     """What the engine tells of its changes; `edgecore.drivers.Listeners` is one."""
 
     def job_changing(self, *, before: Job, after: Job) -> None: ...
     def job_changed(self, *, job: Job) -> None: ...
-    def alarm_raised(self, *, subject: str, message: str) -> None: ...
-    def alarm_cleared(self, *, subject: str, message: str) -> None: ...
-
-
-Event: TypeAlias = Callable[[], None]
 
 
 @frozen(eq=False)
@@ -125,12 +53,11 @@ class _Task:
     job: Job
 
 
-_IDLE_S: Final = 3600.0
 _SOON_S: Final = 0.2
 _ALL: Final = 1_000_000_000
 """More jobs than there can be: one look serves all that wait for one."""
-_SCHEDULER: Final = "batch system"
 _STORE: Final = "store"
+_MISTAKE: Final = "a mistake in edgecore, please report it"
 
 
 @define(eq=False)
@@ -140,7 +67,7 @@ class Engine:
     store: Store
     graph: Graph
     lanes: Mapping[str, int]
-    """Lane -> how many threads; the lane ``observing`` has one."""
+    """Lane -> how many threads; the lane of the graph's watch has one."""
     listeners: Listener
     clock: Clock = field(factory=Clock)
     backoff: Backoff = field(factory=Backoff)
@@ -150,29 +77,40 @@ class Engine:
 
     jobs: dict[int, Job] = field(init=False, factory=dict)
     """Every job in which something is left to do, as last committed."""
+    alarms: Alarms = field(init=False, default=Factory(lambda self: Alarms(self.listeners), takes_self=True))
     _early: dict[int, Intent] = field(init=False, factory=dict)
     """What users want of jobs that are durable and come to us in a moment."""
     _busy: set[int] = field(init=False, factory=set)
     _counts: Counter[JobState] = field(init=False, factory=Counter)
     _writes: int = field(init=False, default=0)
     """How many changes were handed to the store and not heard of again."""
-    _events: queue.SimpleQueue[Event] = field(init=False, factory=queue.SimpleQueue)
-    _timers: list[tuple[float, int, Event]] = field(init=False, factory=list)
-    _timer_number: int = field(init=False, default=0)
     _running: dict[str, Lane[_Task]] = field(init=False, factory=dict)
     _stopping: threading.Event = field(init=False, factory=threading.Event)
     _look_again: set[int] = field(init=False, factory=set)
     _poll_set: bool = field(init=False, default=False)
-    _silent_since: float | None = field(init=False, default=None)
-    _silences: int = field(init=False, default=0)
-    _alarmed: set[str] = field(init=False, factory=set)
+    _loop: Loop = field(
+        init=False, default=Factory(lambda self: Loop(self.clock, self._mistaken), takes_self=True)
+    )
+    _silence: Silence = field(init=False)
+    """Of the batch system."""
+
+    @_silence.default
+    def _make_silence(self) -> Silence:
+        return Silence(
+            subject="batch system",
+            begins="the batch system does not answer",
+            ends="it answers again",
+            alarms=self.alarms,
+            alarm_after_s=self.alarm_after_s,
+            clock=self.clock,
+        )
 
     # ------------------------------------------------------------- called from any thread
 
     def add(self, jobs: Iterable[Job], *, new: bool = False) -> None:
         """Take jobs that are in the store and that this engine does not know yet; tell of *new* ones."""
         taken = list(jobs)
-        self._events.put(lambda: self._add(taken, new))
+        self._loop.put(lambda: self._add(taken, new))
 
     def want(self, job_id: int, intent: Intent, *, revive: bool = False) -> Future[None]:
         """Note what the user wants of a job, and act on it; the answer is done when that is durable.
@@ -183,7 +121,7 @@ class Engine:
 
         def written(future: Future[None]) -> None:
             if not future.exception():
-                self._events.put(lambda: self._wanted(job_id, intent, revive))
+                self._loop.put(lambda: self._wanted(job_id, intent, revive))
             _pass_on(future, done)
 
         self.store.set_intent(job_id, intent, revive=revive).add_done_callback(written)
@@ -196,13 +134,13 @@ class Engine:
         answer is done when the change is durable.
         """
         done: Future[None] = Future()
-        self._events.put(lambda: self._change_outside(job, make, done))
+        self._loop.put(lambda: self._change_outside(job, make, done))
         return done
 
     def stop(self) -> None:
         """Begin nothing more; `run` returns when what was begun has ended."""
         self._stopping.set()
-        self._events.put(lambda: None)
+        self._loop.put(lambda: None)
 
     @property
     def stopping(self) -> bool:
@@ -222,22 +160,8 @@ class Engine:
         allowed = [change for change in changes if self._allowed(change)]
         written = self.store.apply(allowed).result()
         done = [change for change, ok in zip(allowed, written, strict=True) if ok]
-        self._events.put(lambda: self._committed(done))
+        self._loop.put(lambda: self._committed(done))
         return {change.after.id: change.after for change in done}
-
-    def raise_alarm(self, subject: str, message: str) -> None:
-        """Tell people once that something needs them."""
-        if subject not in self._alarmed:
-            self._alarmed.add(subject)
-            log.error("alarm: %s: %s", subject, message)
-            self.listeners.alarm_raised(subject=subject, message=message)
-
-    def clear_alarm(self, subject: str, message: str) -> None:
-        """Tell people that the reason for an alarm is gone."""
-        if subject in self._alarmed:
-            self._alarmed.discard(subject)
-            log.warning("alarm cleared: %s: %s", subject, message)
-            self.listeners.alarm_cleared(subject=subject, message=message)
 
     # -------------------------------------------------------------------------- the loop
 
@@ -248,48 +172,24 @@ class Engine:
             self._running[name] = Lane(name, threads, self._work, limited.get(name))
         try:
             while not self.stopping:
-                self._take_event(self._next_timer())
-                self._fire_timers()
+                self._loop.turn()
         finally:
             self._drain(drain_s)
 
-    def _next_timer(self) -> float:
-        return max(0.0, self._timers[0][0] - self.clock.monotonic()) if self._timers else _IDLE_S
-
-    def _take_event(self, timeout_s: float) -> None:
-        try:
-            event = self._events.get(timeout=timeout_s) if timeout_s > 0 else self._events.get_nowait()
-        except queue.Empty:
-            return
-        self._handle(event)
-
-    def _fire_timers(self) -> None:
-        now = self.clock.monotonic()
-        while self._timers and self._timers[0][0] <= now:
-            self._handle(heapq.heappop(self._timers)[2])
-
-    def _handle(self, event: Event) -> None:
-        """Act on an event; a mistake of ours in it must not end the service for all other jobs."""
-        try:
-            event()
-        except Exception as error:
-            log.exception("an event could not be handled")
-            self.raise_alarm("engine", f"a mistake in edgecore, please report it: {error!r}")
-
-    def _after(self, seconds: float, event: Event) -> None:
-        self._timer_number += 1
-        heapq.heappush(self._timers, (self.clock.monotonic() + seconds, self._timer_number, event))
+    def _mistaken(self, error: Exception) -> None:
+        """Alarm people of what must not end the service for all other jobs."""
+        self.alarms.raise_once("engine", f"{_MISTAKE}: {error!r}")
 
     def _drain(self, drain_s: float) -> None:
         deadline = self.clock.monotonic() + drain_s
         for lane in self._running.values():
             lane.stop()
         while self._unfinished() and self.clock.monotonic() < deadline:
-            self._take_event(0.05)
+            self._loop.take(0.05)
         if self._unfinished():
             log.warning("stopped with unfinished actions; they will be done again")
-        while not self._events.empty():
-            self._take_event(0)
+        while self._loop.take(0):
+            pass
 
     def _unfinished(self) -> bool:
         return self._writes > 0 or any(lane.busy for lane in self._running.values())
@@ -344,7 +244,7 @@ class Engine:
         """Take a job out of the lane that it waits in; tell whether it waited."""
         step = self.graph.steps.get(job.state)
         return step is not None and self._running[step.lane].withdraw(
-            _key(step, job), lambda task: task.job.id == job.id
+            step.key(job), lambda task: task.job.id == job.id
         )
 
     def _dispatch(self, job_id: int) -> None:
@@ -353,7 +253,7 @@ class Engine:
             self._go_on(job_id)
         except Exception as error:
             log.exception("job %d cannot go on", job_id)
-            self.raise_alarm(f"job {job_id}", f"it cannot go on: {error!r}")
+            self.alarms.raise_once(f"job {job_id}", f"it cannot go on: {error!r}")
             self._again_later(job_id)
 
     def _go_on(self, job_id: int) -> None:
@@ -375,21 +275,19 @@ class Engine:
     def _begin(self, job: Job) -> None:
         wait_us = job.due - self.clock.now()
         if wait_us > 0:
-            self._after(wait_us / 1e6, lambda: self._dispatch(job.id))
+            self._loop.after(wait_us / 1e6, lambda: self._dispatch(job.id))
             return
         path: list[Job] = []
         at = job
-        while (moved := self._instantly(at)) is not None:
+        while at.state not in SETTLED and (moved := self._instantly(at)) is not None:
             path.append(moved)
             at = moved
-            if at.state in SETTLED:
-                break
         if path:
             self._write([Change(job, tuple(path))])
             return
         self._busy.add(job.id)
         step = self.graph.steps[job.state]
-        self._running[step.lane].put([_Task(step, job)], _key(step, job), step.largest)
+        self._running[step.lane].put([_Task(step, job)], step.key(job), step.largest)
 
     def _instantly(self, job: Job) -> Job | None:
         """Return the job moved on where there is nothing to do; where that cannot be told, leave it to the action."""
@@ -403,22 +301,21 @@ class Engine:
         jobs = [self.jobs[job_id] for job_id in job_ids if job_id not in self._busy]
         if jobs:
             self._busy.update(job.id for job in jobs)
-            tasks = [_Task(self.graph.watch, job) for job in jobs]
-            self._running["observing"].put(tasks, "look", _ALL)
+            watch = self.graph.watch
+            self._running[watch.lane].put([_Task(watch, job) for job in jobs], "look", _ALL)
 
     def _plan_poll(self) -> None:
         if not self._poll_set:
             self._poll_set = True
             wait_s = self.graph.watch.interval_s
-            if self._silences:
-                wait_s = max(wait_s, self.backoff.after(self._silences))
-            self._after(wait_s, self._poll)
+            if self._silence.failures:
+                wait_s = max(wait_s, self.backoff.after(self._silence.failures))
+            self._loop.after(wait_s, self._poll)
 
     def _poll(self) -> None:
         self._poll_set = False
-        if self.stopping:
-            return
-        self._look([job.id for job in self.jobs.values() if job.state in self.graph.watch.states])
+        if not self.stopping:
+            self._look([job.id for job in self.jobs.values() if job.state in self.graph.watch.states])
 
     # --------------------------------------------------------- actions, on a lane's thread
 
@@ -446,7 +343,7 @@ class Engine:
             log.debug("stopped on the way: %s", [job.id for job in jobs])
         except (Exception, SystemExit) as error:  # a driver that calls exit() must not end the lane
             failure = error if isinstance(error, Exception) else RuntimeError(f"{error!r}")
-        self._events.put(lambda: self._worked(tasks, outcomes, failure))
+        self._loop.put(lambda: self._worked(tasks, outcomes, failure))
 
     # -------------------------------------------------------------------- what came of it
 
@@ -454,9 +351,9 @@ class Engine:
         self, tasks: Sequence[_Task], outcomes: Mapping[int, Outcome], error: Exception | None
     ) -> None:
         step = tasks[0].step
-        self._running["observing" if isinstance(step, Watch) else step.lane].done(tasks)
+        self._running[step.lane].done(tasks)
         if isinstance(step, Watch):
-            self._unanswered(error) if error else self._answered()
+            self._silence.failed(error) if error else self._silence.answered()
         elif isinstance(error, EdgeError | OSError):
             log.warning("%s of %s: %s", step.lane, [task.job.id for task in tasks], error)
         elif error is not None:
@@ -464,7 +361,7 @@ class Engine:
                 "unexpected error in lane %s of %s", step.lane, [t.job.id for t in tasks], exc_info=error
             )
         if isinstance(error, StoreError):
-            self.raise_alarm(_STORE, str(error))
+            self.alarms.raise_once(_STORE, str(error))
         changes = []
         for task in tasks:
             job = self.jobs.get(task.job.id, task.job)
@@ -504,7 +401,7 @@ class Engine:
 
     def _change_outside(self, job: Job, make: Callable[[Job], Change | None], done: Future[None]) -> None:
         if job.id in self._busy:
-            self._after(_SOON_S, lambda: self._change_outside(job, make, done))
+            self._loop.after(_SOON_S, lambda: self._change_outside(job, make, done))
             return
         try:
             change = make(self.jobs.get(job.id, job))
@@ -526,14 +423,12 @@ class Engine:
                 allowed.append(change)
             else:
                 self._again_later(change.after.id)
-        if not allowed:
-            return None
-        return self._hand_over(allowed)
+        return self._hand_over(allowed) if allowed else None
 
     def _hand_over(self, changes: Sequence[Change]) -> Future[list[bool]]:
         self._writes += 1
         future = self.store.apply(changes)
-        future.add_done_callback(lambda done: self._events.put(lambda: self._written(changes, done)))
+        future.add_done_callback(lambda done: self._loop.put(lambda: self._written(changes, done)))
         return future
 
     def _allowed(self, change: Change) -> bool:
@@ -541,8 +436,8 @@ class Engine:
         assert before is not None, "new jobs come from the intake"
         for after in change.path:
             if after.state is not before.state and not is_legal(before.state, after.state):
-                mistake = f"no way from {before.state} to {after.state}"
-                self.raise_alarm(f"job {after.id}", f"a mistake in edgecore, please report it: {mistake}")
+                mistake = f"{_MISTAKE}: no way from {before.state} to {after.state}"
+                self.alarms.raise_once(f"job {after.id}", mistake)
                 return False
             try:
                 self.listeners.job_changing(before=before, after=after)
@@ -561,10 +456,10 @@ class Engine:
                 self._hand_over(part)
             return
         if error is not None:
-            self.raise_alarm(_STORE, str(error))
+            self.alarms.raise_once(_STORE, str(error))
             self._again_later(changes[0].after.id)
             return
-        self.clear_alarm(_STORE, "changes are written again")
+        self.alarms.clear(_STORE, "changes are written again")
         written = [change for change, ok in zip(changes, future.result(), strict=True) if ok]
         for change in changes:
             self._busy.discard(change.after.id)
@@ -591,33 +486,7 @@ class Engine:
             self._busy.discard(job_id)
             self._dispatch(job_id)
 
-        self._after(self.backoff.first_s, free)
-
-    # ------------------------------------------------------------- a silent batch system
-
-    def _answered(self) -> None:
-        if self._silences:
-            log.warning("the batch system answers again")
-        self._silent_since, self._silences = None, 0
-        self.clear_alarm(_SCHEDULER, "it answers again")
-
-    def _unanswered(self, error: Exception) -> None:
-        now = self.clock.monotonic()
-        if self._silent_since is None:
-            self._silent_since = now
-            if isinstance(error, Unavailable):
-                log.warning("the batch system does not answer: %s", error)
-            else:
-                log.error("looking at the batch system failed", exc_info=error)
-        self._silences += 1
-        if now - self._silent_since >= self.alarm_after_s:
-            minutes = (now - self._silent_since) / 60
-            self.raise_alarm(_SCHEDULER, f"no answer for {minutes:.0f} minutes: {error}")
-
-
-def _key(step: Step, job: Job) -> Hashable:
-    """Return what jobs have in common that may be worked on together."""
-    return (job.state, step.alike(job)) if step.alike else job.id
+        self._loop.after(self.backoff.first_s, free)
 
 
 def _pass_on(future: Future[Any], done: Future[None]) -> None:

@@ -20,10 +20,12 @@ from attrs import define, field, frozen
 
 from edgecore import serial
 from edgecore.admission import Admission
+from edgecore.alarms import Silence
+from edgecore.backoff import Backoff
 from edgecore.broker import Broker
 from edgecore.control import Control
 from edgecore.drivers import MessagingRelay
-from edgecore.engine import Backoff, Engine
+from edgecore.engine import Engine
 from edgecore.errors import DefinitionError, EdgeError, Problem
 from edgecore.models import ControlMessage, Delivery, Job, JobDefinition, JobState, RoutingKey, Verdict
 from edgecore.reader import Reader
@@ -35,7 +37,6 @@ log = logging.getLogger(__name__)
 
 _MOST_AT_ONCE: Final = 200
 _WAIT_S: Final = 1.0
-_TAKING: Final = "job definitions"
 _DURABLE_S: Final = 5.0
 """How long to wait until a request is durable; then it goes back to the broker."""
 
@@ -75,6 +76,20 @@ class Intake:
     backoff: Backoff = field(factory=lambda: Backoff(first_s=1.0, longest_s=60.0))
     _stop: threading.Event = field(init=False, factory=threading.Event)
     _begun: deque[_Batch] = field(init=False, factory=deque)
+    _silence: Silence = field(init=False)
+    """Of the broker or the store: whatever keeps us from taking more."""
+
+    @_silence.default
+    def _make_silence(self) -> Silence:
+        return Silence(
+            subject="job definitions",
+            begins="no job definitions can be taken",
+            lasts="none taken",
+            ends="they are taken again",
+            alarms=self.engine.alarms,
+            alarm_after_s=self.alarm_after_s,
+            clock=self.engine.clock,
+        )
 
     def start(self) -> threading.Thread:
         """Begin, on a thread of its own."""
@@ -87,26 +102,15 @@ class Intake:
         self._stop.set()
 
     def _run(self) -> None:
-        failures, since = 0, 0.0
         with Reader(self.store_path) as reader:
             while not self._stop.is_set():
                 try:
                     self._round(reader)
-                    failures = 0
-                    self.engine.clear_alarm(_TAKING, "they are taken again")
+                    self._silence.answered()
                 except Exception as error:
-                    failures += 1
-                    if failures == 1:
-                        since = self.engine.clock.monotonic()
-                        expected = isinstance(error, EdgeError)
-                        log.warning("no job definitions can be taken: %s", error, exc_info=not expected)
-                    silent_s = self.engine.clock.monotonic() - since
-                    if silent_s >= self.alarm_after_s:
-                        self.engine.raise_alarm(
-                            _TAKING, f"none taken for {silent_s / 60:.0f} minutes: {error}"
-                        )
+                    self._silence.failed(error)
                     self._finish_all(reader)  # what is durable must not wait with us
-                    self._stop.wait(self.backoff.after(failures))
+                    self._stop.wait(self.backoff.after(self._silence.failures))
             self._finish_all(reader)
 
     def _round(self, reader: Reader) -> None:

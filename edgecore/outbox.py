@@ -15,10 +15,12 @@ from typing import Final
 
 from attrs import define, field
 
+from edgecore.alarms import Silence
+from edgecore.backoff import Backoff
 from edgecore.broker import Broker
 from edgecore.drivers import MessagingRelay
-from edgecore.engine import Backoff, Engine
-from edgecore.errors import BrokerUnavailable, EdgeError
+from edgecore.engine import Engine
+from edgecore.errors import BrokerUnavailable
 from edgecore.models import OutgoingMessage
 from edgecore.reader import OutboxEntry, Reader
 from edgecore.store import Store
@@ -29,7 +31,6 @@ log = logging.getLogger(__name__)
 
 _MOST_AT_ONCE: Final = 500
 _MOST_APART: Final = 1_000
-_BROKER: Final = "message broker"
 _UNROUTABLE: Final = "status messages"
 
 
@@ -48,6 +49,19 @@ class Outbox:
     _apart: dict[int, list[OutboxEntry]] = field(init=False, factory=dict)
     """What leads nowhere, and what must follow it, by line."""
     _last: int = field(init=False, default=0)
+    _silence: Silence = field(init=False)
+    """Of the broker."""
+
+    @_silence.default
+    def _make_silence(self) -> Silence:
+        return Silence(
+            subject="message broker",
+            begins="the broker takes no messages, which are kept",
+            ends="it takes messages again",
+            alarms=self.engine.alarms,
+            alarm_after_s=self.alarm_after_s,
+            clock=self.engine.clock,
+        )
 
     def start(self) -> threading.Thread:
         """Begin, on a thread of its own."""
@@ -65,7 +79,6 @@ class Outbox:
         self._news.set()
 
     def _run(self) -> None:
-        failures, since = 0, 0.0
         with Reader(self.store_path) as reader:
             while True:
                 last_round = self._stop.is_set()
@@ -73,30 +86,15 @@ class Outbox:
                 try:
                     self._empty(reader)
                 except Exception as error:
-                    since = since or self.engine.clock.monotonic()
-                    failures += 1
-                    self._complain(error, failures, since)
-                    wait_s = self.backoff.after(failures)
+                    self._silence.failed(error)
                 else:
-                    if failures:
-                        log.warning("the broker takes messages again")
-                        self.engine.clear_alarm(_BROKER, "it takes messages again")
-                    failures, since = 0, 0.0
-                    wait_s = self.backoff.longest_s
+                    self._silence.answered()
                 if last_round:
                     return
-                if failures:
-                    self._stop.wait(wait_s)
+                if self._silence.failures:
+                    self._stop.wait(self.backoff.after(self._silence.failures))
                 else:
-                    self._news.wait(wait_s)
-
-    def _complain(self, error: Exception, failures: int, since: float) -> None:
-        if failures == 1:
-            expected = isinstance(error, EdgeError)
-            log.warning("the broker takes no messages: %s; they are kept", error, exc_info=not expected)
-        silent_s = self.engine.clock.monotonic() - since
-        if silent_s >= self.alarm_after_s:
-            self.engine.raise_alarm(_BROKER, f"no answer for {silent_s / 60:.0f} minutes: {error}")
+                    self._news.wait(self.backoff.longest_s)
 
     def _empty(self, reader: Reader) -> None:
         self._try_apart()
@@ -105,7 +103,7 @@ class Outbox:
             unroutable = self._send(now)
             if unroutable:
                 reason = next(iter(unroutable.values()))
-                self.engine.raise_alarm(_UNROUTABLE, reason)
+                self.engine.alarms.raise_once(_UNROUTABLE, reason)
                 several = len({_line(entry) for entry in now}) > 1
                 if (several and len(unroutable) == len(now)) or len(self._apart) >= _MOST_APART:
                     # Not one job's trouble: nothing leads anywhere. Wait, and begin here again.
@@ -124,7 +122,7 @@ class Outbox:
             if not self._apart[line]:
                 del self._apart[line]
         if not self._apart:
-            self.engine.clear_alarm(_UNROUTABLE, "all are on their way")
+            self.engine.alarms.clear(_UNROUTABLE, "all are on their way")
 
     def _send(self, entries: Sequence[OutboxEntry]) -> Mapping[str, str]:
         """Send and forget *entries*; answers which of them, by id, lead nowhere and why."""

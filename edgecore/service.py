@@ -13,6 +13,7 @@ from types import FrameType
 from attrs import define, evolve, field
 
 from edgecore.admission import Admission
+from edgecore.backoff import Backoff
 from edgecore.balsam import Actions
 from edgecore.broker import Broker
 from edgecore.cleaning import Cleaning
@@ -29,7 +30,7 @@ from edgecore.drivers import (
     open_scheduling,
     open_transfer,
 )
-from edgecore.engine import Backoff, Engine
+from edgecore.engine import Engine
 from edgecore.errors import BrokerUnavailable, SchedulerUnavailable
 from edgecore.intake import Intake
 from edgecore.models import Application, Job, Queue, Topology

@@ -15,8 +15,8 @@ from scripted import Edge, ScriptedTransfer
 
 import edgecore.store
 from edgecore import hookimpl
+from edgecore.backoff import Backoff
 from edgecore.config import Limits
-from edgecore.engine import Backoff
 from edgecore.errors import TransferInterrupted, Veto
 from edgecore.models import Intent, Job, NativeState
 from edgecore.models import JobState as S
@@ -220,7 +220,8 @@ def test_an_exception_of_the_driver_in_a_listing_is_a_silence(
     edge.wait("job", S.QUEUED)
     monkeypatch.setattr(edge.scheduling, "entries", None)  # every listing fails on it
     edge.wait_alarm("batch system")
-    assert "looking at the batch system failed" in caplog.text
+    assert "the batch system does not answer" in caplog.text
+    assert "Traceback" in caplog.text
     monkeypatch.undo()
 
 

@@ -12,10 +12,12 @@ import pytest
 from sites import Site, make_site, wait_for
 
 from edgecore.admission import Admission
+from edgecore.backoff import Backoff
 from edgecore.control import Control
 from edgecore.drivers import Listeners, MessagingRelay
-from edgecore.engine import Backoff, Engine, Graph, Watch
+from edgecore.engine import Engine
 from edgecore.errors import StoreUnusable
+from edgecore.graph import Graph, Watch
 from edgecore.intake import Intake
 from edgecore.models import Intent, Job, JobDefinition, JobState
 from edgecore.reader import Reader

@@ -20,10 +20,10 @@ from edgecore.builtin.fork_spool import lock_file
 PACKAGE: Final = Path(str(edgecore.__file__)).parent
 
 LAYERS: Final = (
-    {"errors", "models", "clock", "wakeup", "lanes", "migrations", "batch"},
-    {"states", "hookspecs", "commands", "serial", "evidence"},
+    {"errors", "models", "clock", "wakeup", "lanes", "backoff", "migrations", "batch"},
+    {"states", "hookspecs", "commands", "serial", "evidence", "alarms", "loop"},
     {"relays", "layers", "settings", "store"},
-    {"drivers", "applications", "reader"},
+    {"drivers", "applications", "reader", "graph"},
     {"config", "engine"},
     {"admission", "broker", "cleaning", "control", "watching"},
     {"balsam", "intake", "outbox"},

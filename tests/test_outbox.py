@@ -9,7 +9,7 @@ import pytest
 from scripted import Edge
 
 import edgecore.outbox
-from edgecore.engine import Backoff
+from edgecore.backoff import Backoff
 from edgecore.models import Delivery, OutgoingMessage
 from edgecore.models import JobState as S
 from edgecore.reader import Reader

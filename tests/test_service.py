@@ -16,9 +16,9 @@ from scripted import LONG_S, Edge, ScriptedTransfer
 import edgecore.intake
 import edgecore.outbox
 import edgecore.service
+from edgecore.backoff import Backoff
 from edgecore.config import Limits, PluginsTable
 from edgecore.drivers import SchedulingRelay
-from edgecore.engine import Backoff
 from edgecore.errors import ConfigurationError, SchedulerUnavailable, StoreLocked
 from edgecore.models import JobState as S
 from edgecore.reader import Reader

@@ -1,0 +1,88 @@
+"""Tell people once that something needs them, and once that it does not any more.
+
+What lasts is alarmed, what passes is only logged: `Silence` counts how long a partner that every service
+depends on (the batch system, the broker) has not answered.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+from attrs import define, field, frozen
+
+from edgecore.clock import Clock
+from edgecore.errors import EdgeError
+
+__all__ = ["AlarmListener", "Alarms", "Silence"]
+
+log = logging.getLogger(__name__)
+
+
+class AlarmListener(Protocol):
+    """Who is told of alarms."""
+
+    def alarm_raised(self, *, subject: str, message: str) -> None: ...
+    def alarm_cleared(self, *, subject: str, message: str) -> None: ...
+
+
+@frozen(eq=False)
+class Alarms:
+    """Remember what people were told of; from any thread."""
+
+    _listener: AlarmListener
+    _raised: set[str] = field(init=False, factory=set)
+
+    def raise_once(self, subject: str, message: str) -> None:
+        """Tell people that something needs them, unless they know."""
+        if subject not in self._raised:
+            self._raised.add(subject)
+            log.error("alarm: %s: %s", subject, message)
+            self._listener.alarm_raised(subject=subject, message=message)
+
+    def clear(self, subject: str, message: str) -> None:
+        """Tell people who know of an alarm that the reason for it is gone."""
+        if subject in self._raised:
+            self._raised.discard(subject)
+            log.warning("alarm cleared: %s: %s", subject, message)
+            self._listener.alarm_cleared(subject=subject, message=message)
+
+
+@define(eq=False, kw_only=True)
+class Silence:
+    """Say once that *subject* does not answer, alarm people when that lasts, and say when it is over."""
+
+    subject: str
+    begins: str
+    """What is logged with the first failure: ``the batch system does not answer``."""
+    lasts: str = "no answer"
+    """What people are told after `alarm_after_s` seconds: ``no answer`` for so many minutes."""
+    ends: str
+    """What is said in the end: ``it answers again``."""
+    alarms: Alarms
+    alarm_after_s: float
+    clock: Clock
+    failures: int = field(init=False, default=0)
+    """How often in a row there was no answer."""
+    _since: float = field(init=False, default=0.0)
+
+    def answered(self) -> None:
+        """Note an answer."""
+        if self.failures:
+            self.failures = 0
+            log.warning("%s: %s", self.subject, self.ends)
+            self.alarms.clear(self.subject, self.ends)
+
+    def failed(self, error: Exception) -> None:
+        """Note that *error* came instead of an answer."""
+        now = self.clock.monotonic()
+        if not self.failures:
+            self._since = now
+            log.warning(
+                "%s: %s", self.begins, error, exc_info=None if isinstance(error, EdgeError) else error
+            )
+        self.failures += 1
+        lasted_s = now - self._since
+        if lasted_s >= self.alarm_after_s:
+            message = f"{self.lasts} for {lasted_s / 60:.0f} minutes: {error}"
+            self.alarms.raise_once(self.subject, message)
