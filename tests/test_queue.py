@@ -461,7 +461,6 @@ def test_looking_into_an_empty_queue_does_not_wait_for_who_is_writing(connect: O
 
     assert take(driver) == ()
     writer.close()
-    writer.close()
 
 
 # ---------------------------------------------------------------------------------- speed
@@ -485,6 +484,5 @@ def test_no_query_scans_the_messages(connect: Open, path: Path) -> None:
         for detail in (row[3] for row in rows):
             small = any(detail.startswith(table) for table in SMALL_TABLES)
             assert small or not detail.startswith("SCAN"), f"{name}: {detail}"
-    connection.close()
             assert "ORDER BY" not in detail, f"{name}: {detail}"
     connection.close()
