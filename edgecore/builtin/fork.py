@@ -133,6 +133,7 @@ class ForkScheduling(Scheduling):
             self._connection = connect(self._place, self.busy_timeout_s)
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
         if version != VERSION:
+            self.close()
             raise self._misplaced(f"holds jobs of layout {version}, this edgecore reads {VERSION}")
         with self._writing() as database:
             values = {"slots": self.slots * self.nodes, "kill_grace_s": self.kill_grace_s}
