@@ -25,10 +25,10 @@ from typing import Any, Final
 from attrs import frozen
 
 from edgecore.config import SiteConfig, read_site
+from edgecore.desk import Desk
 from edgecore.models import Application, OutgoingMessage
 from edgecore.relays import MessagingRelay
 from edgecore.service import open_broker
-from edgecore.store import Desk
 
 __all__ = [
     "BenchSite",

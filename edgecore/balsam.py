@@ -40,9 +40,10 @@ from edgecore.models import (
     TransferReport,
     TransferUpdate,
 )
+from edgecore.rows import TransferRecord
 from edgecore.settings import find_configuration
 from edgecore.states import AT_BATCH_SYSTEM, RESUMES_AT
-from edgecore.store import Change, Store, TransferRecord
+from edgecore.store import Change, Store
 from edgecore.watching import Watching
 
 __all__ = ["Actions"]

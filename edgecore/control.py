@@ -15,7 +15,8 @@ from edgecore.engine import Engine
 from edgecore.models import Intent, Job, JobState
 from edgecore.reader import Reader, Request
 from edgecore.states import AT_BATCH_SYSTEM, SETTLED
-from edgecore.store import Change, Store, wake_directory
+from edgecore.store import Change, Store
+from edgecore.store_file import wake_directory
 from edgecore.wakeup import Bell
 
 __all__ = ["Control", "RequestWatch", "objection"]

@@ -20,7 +20,8 @@ from attrs import frozen
 from edgecore import migrations, serial
 from edgecore.errors import EdgeError, StoreUnusable
 from edgecore.models import Application, Attempt, Intent, Job, JobDefinition, JobState, Plan
-from edgecore.store import TransferRecord, connect
+from edgecore.rows import TransferRecord
+from edgecore.store_file import connect
 
 __all__ = ["HistoryEntry", "OutboxEntry", "Reader", "Request"]
 

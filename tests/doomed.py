@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import edgecore
-from edgecore import batch, relays, store
+from edgecore import batch, relays, rows, store, store_file
 
 _left = 1
 _lock = threading.Lock()
@@ -67,14 +67,14 @@ def _around_commit(state: str, *, after: bool) -> Callable[[], None]:
     """Die just before or just after the transaction in which a job gets to *state*."""
 
     def install() -> None:
-        real = store._write_history
+        real = rows.write_history
         seen = threading.local()
 
         def write_history(connection: Any, job: Any) -> None:
             real(connection, job)
             seen.state = getattr(seen, "state", False) or job.state == state
 
-        store._write_history = write_history
+        rows.write_history = write_history
         together = store.Store._write_together
 
         def write_together(self: Any, items: Any) -> None:
@@ -83,7 +83,7 @@ def _around_commit(state: str, *, after: bool) -> Callable[[], None]:
                 seen.state = False
                 die_here()
 
-        transaction = store._transaction
+        transaction = store_file.transaction
 
         def watched(connection: Any) -> Any:
             return _Dying(transaction(connection), seen)
@@ -91,7 +91,7 @@ def _around_commit(state: str, *, after: bool) -> Callable[[], None]:
         if after:
             store.Store._write_together = write_together  # type: ignore[method-assign]
         else:
-            store._transaction = watched
+            store_file.transaction = watched
 
     return install
 

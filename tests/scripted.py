@@ -24,6 +24,7 @@ from sites import Site, make_site, wait_for
 
 from edgecore.clock import Clock
 from edgecore.config import Retry, SiteConfig
+from edgecore.desk import Desk
 from edgecore.drivers import SchedulingRelay, TransferRelay, open_transfer
 from edgecore.errors import BrokerUnavailable, SchedulerUnavailable
 from edgecore.hookspecs import Lifecycle, Scheduling, Transfer, hookimpl
@@ -58,7 +59,6 @@ from edgecore.models import (
 )
 from edgecore.reader import Reader
 from edgecore.service import Balsam
-from edgecore.store import Desk
 
 __all__ = ["BrokerMood", "Edge", "Entry", "Heard", "ScriptedScheduling", "ScriptedTransfer", "edge"]
 

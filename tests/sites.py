@@ -18,12 +18,12 @@ from attrs import frozen
 
 from edgecore.builtin.queue import SqliteMessaging
 from edgecore.config import SiteConfig, read_site
+from edgecore.desk import Desk
 from edgecore.drivers import MessagingRelay
 from edgecore.models import Application, Job, JobState, OutgoingMessage, Parameter
 from edgecore.reader import Reader
 from edgecore.service import topology
 from edgecore.states import SETTLED
-from edgecore.store import Desk
 
 SITE = """
 site = "testsite"

@@ -14,11 +14,11 @@ from scripted import Edge, ScriptedTransfer
 
 from edgecore import batch
 from edgecore.config import LauncherTable
+from edgecore.desk import Desk
 from edgecore.errors import TransferInterrupted, TransferRefused
 from edgecore.models import JobState as S
 from edgecore.models import NativeState, Option, Parameter, Refusal
 from edgecore.reader import Reader
-from edgecore.store import Desk
 
 WHOLE_WAY = [
     *("CREATED", "STAGED_IN", "PREPROCESSED", "SUBMITTING", "SUBMITTED", "EXECUTION_FINISHED"),

@@ -11,7 +11,7 @@ import pytest
 from places import Place
 
 from edgecore.models import Intent, JobState
-from edgecore.store import is_running
+from edgecore.store_file import is_running
 
 S = JobState
 

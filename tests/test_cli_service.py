@@ -11,7 +11,8 @@ from places import DEADLINE_S, Live, wait_for
 
 from edgecore import serial
 from edgecore.models import Job, JobDefinition, JobState
-from edgecore.store import Change, is_running
+from edgecore.store import Change
+from edgecore.store_file import is_running
 
 pytestmark = pytest.mark.slow
 

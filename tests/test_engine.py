@@ -13,7 +13,7 @@ import pytest
 from attrs import define, evolve
 from scripted import Edge, ScriptedTransfer
 
-import edgecore.store
+import edgecore.rows
 from edgecore import hookimpl
 from edgecore.backoff import Backoff
 from edgecore.config import Limits
@@ -307,7 +307,7 @@ class FullDisk:
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> FullDisk:
     disk = FullDisk()
-    real = edgecore.store._write_history
+    real = edgecore.rows.write_history
 
     def write_history(connection: sqlite3.Connection, job: Job) -> None:
         if disk.full or job.state is disk.once:
@@ -315,7 +315,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> FullDisk:
             raise sqlite3.OperationalError("database or disk is full")
         real(connection, job)
 
-    monkeypatch.setattr(edgecore.store, "_write_history", write_history)
+    monkeypatch.setattr(edgecore.rows, "write_history", write_history)
     return disk
 
 

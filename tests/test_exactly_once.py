@@ -16,10 +16,10 @@ import pytest
 from doomed import POINTS
 from sites import Site, make_site, wait_for
 
+from edgecore.desk import Desk
 from edgecore.models import JobState
 from edgecore.reader import Reader
 from edgecore.states import SETTLED
-from edgecore.store import Desk
 
 pytestmark = pytest.mark.slow
 

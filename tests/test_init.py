@@ -14,10 +14,10 @@ from click.testing import CliRunner, Result
 from edgecore import config as configuration
 from edgecore.cli import cli
 from edgecore.config import SiteConfig, read_site
+from edgecore.desk import Desk
 from edgecore.drivers import find_driver
 from edgecore.reader import Reader
 from edgecore.serial import structure
-from edgecore.store import Desk
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "balsam" / "config.toml"
 

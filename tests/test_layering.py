@@ -21,10 +21,11 @@ PACKAGE: Final = Path(str(edgecore.__file__)).parent
 
 LAYERS: Final = (
     {"errors", "models", "clock", "wakeup", "lanes", "backoff", "migrations", "batch"},
-    {"states", "hookspecs", "commands", "serial", "evidence", "alarms", "loop"},
-    {"relays", "layers", "settings", "store"},
-    {"drivers", "applications", "reader", "graph"},
-    {"config", "engine"},
+    {"states", "hookspecs", "commands", "serial", "evidence", "store_file", "alarms", "loop"},
+    {"relays", "layers", "settings", "rows", "desk"},
+    {"drivers", "applications", "reader", "store"},
+    {"config", "graph"},
+    {"engine"},
     {"admission", "broker", "cleaning", "control", "watching"},
     {"balsam", "intake", "outbox"},
     {"service"},
@@ -51,7 +52,7 @@ DEPENDENCIES: Final = {
     "stevedore": {"drivers"},
     # of the standard library
     "subprocess": {"commands"},
-    "socket": {"store"},  # the name of this host
+    "socket": {"store_file"},  # the name of this host
 }
 
 MODULES: Final = {

@@ -15,11 +15,13 @@ from attrs import evolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edgecore.desk import Desk
 from edgecore.errors import ConfigurationError, StoreUnusable
 from edgecore.models import Application, Attempt, Intent, Job, JobDefinition, JobState, Parameter, Plan
 from edgecore.reader import Reader
+from edgecore.rows import TransferRecord
 from edgecore.states import SETTLED
-from edgecore.store import Change, Desk, Route, Store, TransferRecord
+from edgecore.store import Change, Route, Store
 
 S = JobState
 

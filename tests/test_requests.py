@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from scripted import Edge
 
+from edgecore.desk import Desk
 from edgecore.models import Intent
 from edgecore.models import JobState as S
 from edgecore.reader import Reader
-from edgecore.store import Desk
 
 # ----------------------------------------------------------------------------- control messages
 

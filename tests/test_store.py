@@ -19,13 +19,15 @@ import pytest
 from attrs import evolve
 from packages import Environment, build_wheel
 
-from edgecore import migrations
-from edgecore import store as store_module
+from edgecore import migrations, store_file
 from edgecore.clock import Clock
+from edgecore.desk import Desk
 from edgecore.errors import StoreError, StoreLocked, StoreUnusable
 from edgecore.models import Application, Attempt, Intent, Job, JobDefinition, JobState
 from edgecore.reader import Reader
-from edgecore.store import Change, Desk, Route, Store, TransferRecord, connect, file_system_of, is_running
+from edgecore.rows import TransferRecord
+from edgecore.store import Change, Route, Store
+from edgecore.store_file import connect, file_system_of, is_running
 
 S = JobState
 TESTS = Path(__file__).parent
@@ -396,7 +398,7 @@ def test_a_reader_cannot_write(store: Store, path: Path) -> None:
 @pytest.mark.slow
 def test_the_command_line_writes_requests_while_the_service_writes_too(store: Store, path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from edgecore.store import Desk\n"
+        "import sys; from pathlib import Path; from edgecore.desk import Desk\n"
         "for n in range(100): Desk(Path(sys.argv[1])).request('report', n, asked_by='me', now=1)"
     )
     asking = [subprocess.Popen([sys.executable, "-c", code, str(path)]) for _ in range(2)]
@@ -557,7 +559,7 @@ def test_an_old_sqlite_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_network_file_system_is_refused_with_what_to_set(
     path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "file_system_of", lambda directory: kind)
+    monkeypatch.setattr(store_file, "file_system_of", lambda directory: kind)
     words = f"network file system ({kind}), where the default mode of the store is not safe; "
     with pytest.raises(StoreUnusable, match=re.escape(words) + '.*local disk.*store_mode = "rollback"'):
         Store(path, site="testsite")

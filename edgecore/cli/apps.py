@@ -12,12 +12,12 @@ from edgecore.applications import check_application, read_application
 from edgecore.cli.common import find_site, json_option, site_option
 from edgecore.cli.output import show_json, show_table, visible
 from edgecore.clock import Clock
+from edgecore.desk import Desk
 from edgecore.errors import EdgeError
 from edgecore.models import Application, Parameter
 from edgecore.reader import Reader
 from edgecore.serial import nearest, shorten
 from edgecore.settings import allowed_words
-from edgecore.store import Desk
 
 __all__ = ["apps"]
 

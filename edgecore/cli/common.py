@@ -15,7 +15,7 @@ from edgecore.errors import ConfigurationError, EdgeError, Problem
 from edgecore.models import Job
 from edgecore.reader import Reader
 from edgecore.serial import shorten
-from edgecore.store import is_running
+from edgecore.store_file import is_running
 
 __all__ = ["find_job", "find_site", "json_option", "say_who_acts", "site_hint", "site_option"]
 

@@ -18,10 +18,10 @@ import click
 from edgecore.applications import read_application
 from edgecore.clock import Clock
 from edgecore.config import read_site
+from edgecore.desk import Desk
 from edgecore.errors import ConfigurationError, Problem
 from edgecore.models import Name
 from edgecore.serial import shorten
-from edgecore.store import Desk
 
 __all__ = ["init"]
 

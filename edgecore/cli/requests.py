@@ -19,10 +19,11 @@ from edgecore.cli.output import show_json, visible
 from edgecore.clock import Clock
 from edgecore.config import SiteConfig
 from edgecore.control import objection
+from edgecore.desk import Desk
 from edgecore.errors import EdgeError
 from edgecore.models import Job, JobState
 from edgecore.reader import Reader
-from edgecore.store import Desk, is_running
+from edgecore.store_file import is_running
 
 __all__ = ["cancel", "hold", "release", "retry"]
 

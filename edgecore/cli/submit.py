@@ -21,7 +21,7 @@ from edgecore.config import SiteConfig
 from edgecore.errors import DefinitionError, EdgeError, Problem
 from edgecore.models import Job, JobDefinition, OutgoingMessage
 from edgecore.reader import Reader
-from edgecore.store import is_running
+from edgecore.store_file import is_running
 
 __all__ = ["submit"]
 

@@ -1,0 +1,132 @@
+"""Write jobs, their attempts, history and transfers into the tables of a store."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from attrs import frozen
+
+from edgecore import serial
+from edgecore.models import Attempt, Job
+from edgecore.states import SETTLED
+
+__all__ = [
+    "TransferRecord",
+    "insert_job",
+    "update_job",
+    "write_attempt",
+    "write_history",
+    "write_transfer",
+]
+
+
+@frozen(kw_only=True)
+class TransferRecord:
+    """What one finished transfer moved."""
+
+    direction: str
+    """``in`` or ``out``."""
+    url: str
+    started: int
+    ended: int
+    files: int
+    size_bytes: int
+    verified: str
+
+
+def insert_job(connection: sqlite3.Connection, job: Job) -> None:
+    """Write a new job."""
+    definition = job.definition
+    connection.execute(
+        "INSERT INTO jobs (id, owner, sender_id, name, application, definition, intent, state, previous_state,"
+        " sequence, changed, message, attempt, retries_used, failures, due, failed_state, plan, settled)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            job.id,
+            job.owner,
+            None if definition.job_id is None else str(definition.job_id),
+            definition.name,
+            definition.application,
+            serial.to_json(definition),
+            job.intent,
+            *_changing(job),
+        ),
+    )
+
+
+def update_job(connection: sqlite3.Connection, before: Job, after: Job) -> bool:
+    """Write a job as it is now; False, and nothing, where it is not as it was *before* any more."""
+    cursor = connection.execute(
+        "UPDATE jobs SET state = ?, previous_state = ?, sequence = ?, changed = ?, message = ?, attempt = ?,"
+        " retries_used = ?, failures = ?, due = ?, failed_state = ?, plan = ?, settled = ?, kept = 1"
+        " WHERE id = ? AND sequence = ?",
+        (*_changing(after), after.id, before.sequence),
+    )
+    return cursor.rowcount == 1
+
+
+def _changing(job: Job) -> tuple[object, ...]:
+    return (
+        job.state,
+        job.previous_state,
+        job.sequence,
+        job.changed,
+        job.message,
+        job.attempt.number if job.attempt else 0,
+        job.retries_used,
+        job.failures,
+        job.due,
+        job.failed_state,
+        None if job.plan is None else serial.to_json(job.plan),
+        job.state in SETTLED,
+    )
+
+
+def write_attempt(connection: sqlite3.Connection, job_id: int, attempt: Attempt) -> None:
+    """Write an attempt, in place of what was known of it."""
+    connection.execute(
+        "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            job_id,
+            attempt.number,
+            attempt.tag,
+            attempt.group_tag,
+            attempt.index,
+            attempt.intended,
+            attempt.batch_id,
+            attempt.submitted,
+            attempt.started,
+            attempt.ended,
+            attempt.exit_code,
+            attempt.reason,
+            attempt.missed,
+            attempt.held,
+        ),
+    )
+
+
+def write_history(connection: sqlite3.Connection, job: Job) -> None:
+    """Write a job's present status beside those it has had."""
+    number = job.attempt.number if job.attempt else 0
+    connection.execute(
+        "INSERT INTO history VALUES (?, ?, ?, ?, ?, ?)",
+        (job.id, job.sequence, job.changed, job.state, number, job.message),
+    )
+
+
+def write_transfer(connection: sqlite3.Connection, job_id: int, record: TransferRecord) -> None:
+    """Write what a finished transfer moved."""
+    connection.execute(
+        "INSERT INTO transfers (job_id, direction, url, started, ended, files, size_bytes, verified)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            job_id,
+            record.direction,
+            record.url,
+            record.started,
+            record.ended,
+            record.files,
+            record.size_bytes,
+            record.verified,
+        ),
+    )
