@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -210,6 +212,7 @@ def test_a_retry_takes_back_what_was_wanted_of_a_job_before_it_failed(edge: Edge
     edge.wait("job", S.JOB_FAILED)
     edge.ask("retry")
     edge.wait("job", S.JOB_FINISHED)
+    assert Intent.RUN is edge.job().intent
 
 
 def test_a_cancel_during_an_unclear_submission_ends_the_job_and_nothing_runs(edge: Edge) -> None:
@@ -335,6 +338,19 @@ def test_a_hold_whose_answer_was_lost_was_ours_and_can_be_released(edge: Edge) -
     edge.scheduling.lost = {"hold"}
     edge.ask("hold")
     edge.wait("job", S.HELD)
+    edge.until(lambda: attempt(edge).held)
+    edge.ask("release")
+    edge.wait("job", S.QUEUED, times=2)
+
+
+def test_a_hold_that_was_carried_out_and_not_noted_before_a_kill_is_ours(edge: Edge) -> None:
+    waiting(edge)
+    edge.ask("hold")
+    edge.wait("job", S.HELD)
+    edge.stop()
+    with closing(sqlite3.connect(edge.config.store)) as connection, connection:
+        connection.execute("UPDATE attempts SET held = 0")
+    edge.start()
     edge.until(lambda: attempt(edge).held)
     edge.ask("release")
     edge.wait("job", S.QUEUED, times=2)

@@ -313,13 +313,18 @@ def test_a_new_reason_why_a_job_waits_is_noted_without_a_new_status(edge: Edge) 
     assert ["QUEUED"] == edge.states()[before.sequence - 1 :]
 
 
-def test_words_that_no_text_can_hold_are_stored_without_them(edge: Edge) -> None:
+def test_a_reason_that_is_no_text_is_told_as_far_as_it_can_be_and_disturbs_no_other_job(edge: Edge) -> None:
     entry = queued(edge)
     edge.send("other")
     edge.wait("other", S.QUEUED)
-    entry.state, entry.reason = NativeState.HELD, "held by \udcff"
+    entry.reason = "waits for \udcff"
+    edge.until(lambda: edge.job().message == "waits for ?")
+    edge.scheduling.end(entry, "removed by \udcff")
     edge.scheduling.start(edge.wait_entry(2))
-    assert "held by ?" == edge.wait("job", S.HELD).message
+    failed = edge.wait("job", S.EXECUTION_FAILED)
+    assert "ended before it started: removed by ?" == failed.message
+    assert failed.attempt is not None
+    assert "removed by ?" == failed.attempt.reason
     edge.wait("other", S.JOB_FINISHED)
 
 
