@@ -8,34 +8,25 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from attrs import define, evolve, field
+from attrs import define, field
 
 from edgecore import applications, batch, commands, serial
-from edgecore.clock import Clock, iso, microseconds
+from edgecore.clock import Clock
 from edgecore.config import SiteConfig
 from edgecore.drivers import SchedulingRelay, TransferRelay
 from edgecore.engine import Engine
-from edgecore.errors import ActionFailed, SchedulerUnavailable, TransferRefused, TransferStopped
+from edgecore.errors import ActionFailed, TransferRefused, TransferStopped
 from edgecore.evidence import Patience
-from edgecore.graph import Graph, Outcome, Postponed, Step, Watch
+from edgecore.graph import Graph, Outcome, Step, Watch
 from edgecore.models import (
     Application,
     Attempt,
-    Group,
     Job,
     JobState,
-    Plan,
-    Refusal,
-    Refused,
-    Submission,
-    SubmissionAnswer,
-    Submitted,
     TransferProgress,
     TransferReport,
     TransferUpdate,
@@ -44,7 +35,9 @@ from edgecore.rows import TransferRecord
 from edgecore.settings import find_configuration
 from edgecore.states import AT_BATCH_SYSTEM, RESUMES_AT
 from edgecore.store import Change, Store
+from edgecore.submitting import Submitting, alike
 from edgecore.watching import Watching
+from edgecore.workplace import Workplace
 
 __all__ = ["Actions"]
 
@@ -67,25 +60,20 @@ class Actions:
     """Prefix -> the driver that is configured for it."""
     catalogue: Callable[[str], Application | None]
     clock: Clock = field(factory=Clock)
-    _refused_until: dict[str | None, tuple[int, str]] = field(init=False, factory=dict)
-    """Batch queue -> until when it is left alone, microseconds UTC, and why."""
     engine: Engine = field(init=False)
     """Set by who makes the engine from our graph."""
+    _place: Workplace = field(init=False)
+
+    @_place.default
+    def _make_place(self) -> Workplace:
+        return Workplace(config=self.config, catalogue=self.catalogue, clock=self.clock)
 
     # -------------------------------------------------------------------------- the graph
 
     def graph(self) -> Graph:
         """Return the way of a job through this site."""
         profile = self.scheduling.profile
-        watching = Watching(
-            scheduling=self.scheduling,
-            work=self.config.work_directory,
-            clock=self.clock,
-            patience=self._patience,
-            alarm=lambda subject, message: self.engine.alarms.raise_once(subject, message),
-            clear=lambda subject, message: self.engine.alarms.clear(subject, message),
-            wait_us=self._wait_us,
-        )
+        watching, submitting = self._watching(), self._submitting()
         return Graph(
             steps={
                 S.CREATED: Step(
@@ -99,11 +87,11 @@ class Actions:
                 ),
                 S.PREPROCESSED: Step(
                     lane="submitting",
-                    action=self._submit,
+                    action=submitting.submit,
                     failed=S.SUBMIT_FAILED,
-                    alike=self._alike,
+                    alike=alike,
                     largest=profile.max_group,
-                    room=self._room if self.config.limits.max_queued else None,
+                    room=submitting.room if self.config.limits.max_queued else None,
                 ),
                 S.EXECUTION_FINISHED: Step(
                     lane="processing",
@@ -139,6 +127,26 @@ class Actions:
             give_up=self.give_up,
         )
 
+    def _watching(self) -> Watching:
+        return Watching(
+            scheduling=self.scheduling,
+            work=self.config.work_directory,
+            clock=self.clock,
+            patience=self._patience,
+            alarm=lambda subject, message: self.engine.alarms.raise_once(subject, message),
+            clear=lambda subject, message: self.engine.alarms.clear(subject, message),
+            wait_us=self._wait_us,
+        )
+
+    def _submitting(self) -> Submitting:
+        return Submitting(
+            place=self._place,
+            scheduling=self.scheduling,
+            commit=lambda changes: self.engine.commit(changes),
+            give_up=self.give_up,
+            wait_us=self._wait_us,
+        )
+
     def lanes(self) -> Mapping[str, int]:
         """Return how many threads each lane has."""
         limits = self.config.limits
@@ -171,7 +179,7 @@ class Actions:
         """Return the change that resumes a job where it failed, or why that cannot be."""
         now = self.clock.now()
         if job.state is S.JOB_FAILED and job.failed_state is not None:
-            if batch.job_directory(self.config.work_directory, job.id).is_dir():
+            if self._place.directory(job).is_dir():
                 return Change(job, (job.moved(RESUMES_AT[job.failed_state], now, "retried by an operator"),))
             message = "retried by an operator, from its input on: its directory was removed"
             return Change(job, (job.moved(S.CREATED, now, message),))
@@ -188,8 +196,7 @@ class Actions:
 
     def fence(self, job: Job) -> bool:
         """Take the token of a lost attempt away, on an operator's word that nothing of it lives."""
-        assert job.attempt is not None
-        run = batch.run_directory(self.config.work_directory, job.id, job.attempt.number)
+        run = self._place.run(job)
         token = run.token()
         if token is None:
             return run.abandon()
@@ -206,13 +213,6 @@ class Actions:
     def _finish(self, job: Job) -> Change:
         return Change(job, (self._finished(job),))
 
-    def _in_time(self, job: Job) -> None:
-        if job.definition.not_after is None:
-            return
-        limit = microseconds(datetime.fromisoformat(job.definition.not_after))
-        if self.clock.now() > limit:
-            raise ActionFailed(f"it was not to be submitted after {iso(limit)}")
-
     # --------------------------------------------------------------------------- staging
 
     def _no_input(self, job: Job) -> Job | None:
@@ -222,10 +222,10 @@ class Actions:
         return None if job.definition.output_url else job.moved(S.STAGED_OUT, self.clock.now())
 
     def _stage_in(self, job: Job) -> Change:
-        self._in_time(job)
+        self._place.check_in_time(job)
         url = job.definition.input_url
         assert url is not None
-        data = self._data(job)
+        data = self._place.data(job)
         begun = self.clock.now()
         report = self._relay(url).fetch(url=url, directory=data, progress=self._progress(job, "staging in"))
         moved = job.moved(S.STAGED_IN, self.clock.now(), _summary(report))
@@ -243,10 +243,10 @@ class Actions:
         assert url is not None
         begun = self.clock.now()
         report = self._relay(url).deliver(
-            directory=self._data(job), url=url, progress=self._progress(job, "staging out")
+            directory=self._place.data(job), url=url, progress=self._progress(job, "staging out")
         )
         message = job.message if state is S.JOB_FAILED else _summary(report)
-        moved = job.moved(state, self.clock.now(), message, failed_state=job.failed_state)
+        moved = job.moved(state, self.clock.now(), message)
         return Change(job, (moved,), transfer=self._record("out", url, begun, report))
 
     def _relay(self, url: str) -> TransferRelay:
@@ -283,21 +283,10 @@ class Actions:
 
     # ------------------------------------------------------------------------ processing
 
-    def _application(self, job: Job) -> Application:
-        application = self.catalogue(job.definition.application)
-        if application is None:
-            raise ActionFailed(f"the application {job.definition.application} is not registered any more")
-        return application
-
-    def _data(self, job: Job) -> Path:
-        data = batch.data_directory(self.config.work_directory, job.id)
-        data.mkdir(parents=True, exist_ok=True)
-        return data
-
     def _preprocess(self, job: Job) -> Change:
-        self._in_time(job)
-        application = self._application(job)
-        data = self._data(job)
+        self._place.check_in_time(job)
+        application = self._place.application(job)
+        data = self._place.data(job)
         if application.preprocess:
             self._script(job, application, application.preprocess)
         arguments = self._arguments(job, application, data) if application.config_script else None
@@ -314,7 +303,7 @@ class Actions:
             place = Path(application.directory) if application.directory else None
             found = find_configuration(job.definition.config_file, data, place)
             # A copy of ours: nobody can exchange it between our look and the script's.
-            copy = batch.job_directory(self.config.work_directory, job.id) / "config_file"
+            copy = self._place.directory(job) / "config_file"
             copy.write_bytes(found.content)
             files = [str(copy)]
         output = self._script(job, application, application.config_script, *files)
@@ -327,20 +316,20 @@ class Actions:
         return job.moved(S.POSTPROCESSED, self.clock.now())
 
     def _postprocess(self, job: Job) -> Change:
-        application = self._application(job)
+        application = self._place.application(job)
         if application.postprocess:
             self._script(job, application, application.postprocess)
         return Change(job, (job.moved(S.POSTPROCESSED, self.clock.now()),))
 
     def _script(self, job: Job, application: Application, program: str, *files: str) -> bytes:
         """Run an operator's program for a job: argument job.json, then *files*; in its data directory."""
-        description = batch.job_directory(self.config.work_directory, job.id) / "job.json"
-        data = self._data(job)
+        description = self._place.directory(job) / "job.json"
+        data = self._place.data(job)
         description.write_text(json.dumps(self._description(job), indent=1), encoding="utf-8")
         result = commands.run(
             [program, str(description), *files],
             timeout_s=application.script_timeout_s,
-            environment={**self.config.context.environment, **self._job_environment(job)},
+            environment={**self.config.context.environment, **self._place.environment(job)},
             directory=data,
             unwanted=lambda: self.engine.unwanted(job.id),
         )
@@ -356,182 +345,13 @@ class Actions:
             "owner": job.owner,
             "state": job.state,
             "definition": serial.unstructure(job.definition),
-            "data_directory": str(self._data(job)),
+            "data_directory": str(self._place.data(job)),
             "attempt": attempt.number if attempt else 0,
             "batch_id": attempt.batch_id if attempt else None,
             "exit_code": attempt.exit_code if attempt else None,
         }
 
-    def _job_environment(self, job: Job) -> Mapping[str, str]:
-        return {
-            "EDGECORE_JOB_ID": str(job.id),
-            "EDGECORE_JOB_NAME": job.name,
-            "EDGECORE_SITE": self.config.site,
-            "EDGECORE_NODES": str(job.definition.num_nodes),
-            "EDGECORE_PROCESSES_PER_NODE": str(job.definition.processes_per_node),
-        }
-
-    # ------------------------------------------------------------------------ submission
-
-    def _alike(self, job: Job) -> Hashable:
-        definition, plan = job.definition, job.plan or Plan()
-        return (
-            definition.application,
-            definition.num_nodes,
-            definition.processes_per_node,
-            definition.wall_time_minutes,
-            definition.queue,
-            definition.project,
-            tuple(sorted((key, str(value)) for key, value in plan.options.items())),
-        )
-
-    def _room(self, counts: Counter[JobState]) -> int:
-        limit = self.config.limits.max_queued
-        assert limit is not None
-        return limit - sum(counts[state] for state in (S.SUBMITTING, S.SUBMITTED, S.QUEUED, S.HELD))
-
-    def _submit(self, jobs: Sequence[Job]) -> Mapping[int, Outcome]:
-        """Commit the intent to submit, submit, and answer with what the batch system said."""
-        outcomes: dict[int, Outcome] = {}
-        intended = self._intend(jobs, outcomes)
-        if not intended:
-            return outcomes
-        group = self._group(intended)
-        try:
-            answers = self.scheduling.submit(group=group)
-        except SchedulerUnavailable as error:
-            log.warning("no clear answer to submitting %s: %s; it will be looked for", group.tag, error)
-            return outcomes
-        for job in intended:
-            assert job.attempt is not None
-            answer = answers.get(job.attempt.tag)
-            outcome = None if answer is None else self._answered(job, answer)
-            if outcome is not None:
-                outcomes[job.id] = outcome
-        return outcomes
-
-    def _intend(self, jobs: Sequence[Job], outcomes: dict[int, Outcome]) -> Sequence[Job]:
-        """Make the tokens, then commit the intents; answers the jobs that may be submitted now."""
-        now = self.clock.now()
-        changes = []
-        for job in jobs:
-            number = (job.attempt.number if job.attempt else 0) + 1
-            due, reason = self._refused_until.get(job.definition.queue, (0, ""))
-            if due > now:  # another job of this queue was refused for load: an attempt would be wasted
-                outcomes[job.id] = Postponed(f"its queue takes nothing now: {reason}", due)
-                continue
-            try:
-                self._in_time(job)
-                if number > batch.MAX_ATTEMPTS:
-                    raise ActionFailed(f"{batch.MAX_ATTEMPTS} attempts were made")
-                self._prepare(job, number)
-            except ActionFailed as error:
-                outcomes[job.id] = self.give_up(job, S.SUBMIT_FAILED, str(error))
-                continue
-            tag = batch.attempt_tag(job.id, number)
-            attempt = Attempt(number=number, tag=tag, group_tag=tag, intended=now)
-            changes.append(Change(job, (job.moved(S.SUBMITTING, now, attempt=attempt),)))
-        if len(changes) > 1:
-            changes = [_grouped(change, changes[0], index) for index, change in enumerate(changes)]
-        return list(self.engine.commit(changes).values())
-
-    def _prepare(self, job: Job, number: int) -> None:
-        """Make an attempt's directory, with its script and its token."""
-        application = self._application(job)
-        data = self._data(job)
-        for name in (f"stdout.{number}.txt", f"stderr.{number}.txt"):
-            # Whatever a stranger staged in under this name must not receive or redirect the output.
-            try:
-                (data / name).unlink(missing_ok=True)
-            except IsADirectoryError:
-                raise ActionFailed(f"the input has a directory {name}, where the output must go") from None
-        run = batch.run_directory(self.config.work_directory, job.id, number)
-        values = batch.ScriptValues(
-            title=f"site {self.config.site}, job {job.id} ({job.name}), attempt {number}",
-            run=run.path,
-            data=data,
-            attempt=number,
-            batch_id_text=self.scheduling.profile.batch_id_text,
-            restartable=application.restartable,
-            command=self._command(job, application),
-            environment={
-                **self.config.environment.set,
-                **self._job_environment(job),
-                "EDGECORE_ATTEMPT": str(number),
-            },
-            prologue=self.config.script.prologue,
-            epilogue=self.config.script.epilogue,
-        )
-        run.prepare(batch.render_script(values))
-
-    def _command(self, job: Job, application: Application) -> Sequence[str]:
-        definition = job.definition
-        launcher: Sequence[str] = ()
-        if application.launcher is not None:
-            table = self.config.launchers.get(application.launcher)
-            if table is None:
-                raise ActionFailed(
-                    f"the site has no launcher {application.launcher}; see [launchers] in its file"
-                )
-            launcher = applications.launcher_arguments(
-                table.arguments,
-                num_nodes=definition.num_nodes,
-                processes_per_node=definition.processes_per_node,
-            )
-        plan = job.plan or Plan()
-        return [*launcher, application.executable, *plan.arguments]
-
-    def _group(self, jobs: Sequence[Job]) -> Group:
-        definition, plan = jobs[0].definition, jobs[0].plan or Plan()
-        application = self._application(jobs[0])
-        submissions = []
-        for job in jobs:
-            assert job.attempt is not None
-            run = batch.run_directory(self.config.work_directory, job.id, job.attempt.number)
-            comment = f"edgecore site={self.config.site} job={job.id} attempt={job.attempt.number}"
-            submissions.append(
-                Submission(
-                    tag=job.attempt.tag,
-                    index=job.attempt.index,
-                    script=run.script,
-                    directory=run.path,
-                    comment=comment,
-                )
-            )
-        assert jobs[0].attempt is not None
-        return Group(
-            tag=jobs[0].attempt.group_tag,
-            submissions=tuple(submissions),
-            num_nodes=definition.num_nodes,
-            processes_per_node=definition.processes_per_node,
-            wall_time_minutes=definition.wall_time_minutes,
-            queue=definition.queue,
-            project=definition.project,
-            options=plan.options,
-            restartable=application.restartable,
-        )
-
-    def _answered(self, job: Job, answer: SubmissionAnswer) -> Outcome | None:
-        assert job.attempt is not None
-        now = self.clock.now()
-        if isinstance(answer, Submitted):
-            attempt = evolve(job.attempt, batch_id=answer.batch_id, submitted=now)
-            return Change(job, (job.moved(S.SUBMITTED, now, f"batch id {answer.batch_id}", attempt=attempt),))
-        run = batch.run_directory(self.config.work_directory, job.id, job.attempt.number)
-        if not run.revoke():  # refused, and yet it started: the token is right
-            return None
-        return self._refused(job, evolve(job.attempt, ended=now, reason=answer.reason), answer)
-
-    def _refused(self, job: Job, attempt: Attempt, answer: Refused) -> Outcome:
-        now = self.clock.now()
-        if answer.kind is Refusal.DISABLED:
-            return Change(job, (job.moved(S.SUBMIT_DISABLED, now, answer.reason, attempt=attempt),))
-        if answer.kind is Refusal.PERMANENT:
-            return self.give_up(job, S.SUBMIT_FAILED, answer.reason, attempt)
-        waiting = job.moved(S.PREPROCESSED, now, f"refused for now: {answer.reason}", attempt=attempt)
-        due = now + self._wait_us(waiting)
-        self._refused_until[job.definition.queue] = (due, answer.reason)
-        return Change(job, (evolve(waiting, due=due),))
+    # ------------------------------------------------------------------- further attempts
 
     def _wait_us(self, job: Job) -> int:
         """Return how long to wait after an attempt that never started; the more of them, the longer."""
@@ -547,15 +367,6 @@ class Actions:
         if job.definition.output_url is None:
             return job.moved(S.JOB_FAILED, self.clock.now(), job.message, failed_state=S.EXECUTION_FAILED)
         return None
-
-
-def _grouped(change: Change, first: Change, index: int) -> Change:
-    job, leader = change.after, first.after
-    assert job.attempt is not None
-    assert leader.attempt is not None
-    return evolve(
-        change, path=(evolve(job, attempt=evolve(job.attempt, group_tag=leader.attempt.tag, index=index)),)
-    )
 
 
 def _summary(report: TransferReport) -> str:

@@ -1,0 +1,68 @@
+"""Know what a job has at this site: its application, its directories, its environment, its time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+
+from attrs import frozen
+
+from edgecore import batch
+from edgecore.clock import Clock, iso, microseconds
+from edgecore.config import SiteConfig
+from edgecore.errors import ActionFailed
+from edgecore.models import Application, Job
+
+__all__ = ["Workplace"]
+
+
+@frozen(kw_only=True)
+class Workplace:
+    """Answer what every action asks about its job."""
+
+    config: SiteConfig
+    catalogue: Callable[[str], Application | None]
+    clock: Clock
+
+    def application(self, job: Job) -> Application:
+        """Return the job's application. Raises ActionFailed when it is not registered any more."""
+        application = self.catalogue(job.definition.application)
+        if application is None:
+            raise ActionFailed(f"the application {job.definition.application} is not registered any more")
+        return application
+
+    def directory(self, job: Job) -> Path:
+        """Return the job's own directory, where our notes about it are."""
+        return batch.job_directory(self.config.work_directory, job.id)
+
+    def data(self, job: Job) -> Path:
+        """Return the job's data directory, made where it was not there."""
+        data = batch.data_directory(self.config.work_directory, job.id)
+        data.mkdir(parents=True, exist_ok=True)
+        return data
+
+    def run(self, job: Job, attempt: int | None = None) -> batch.RunDirectory:
+        """Return the run directory of that attempt, or of the job's latest."""
+        if attempt is None:
+            assert job.attempt is not None
+            attempt = job.attempt.number
+        return batch.run_directory(self.config.work_directory, job.id, attempt)
+
+    def environment(self, job: Job) -> Mapping[str, str]:
+        """Return what an operator's program and an application learn of their job."""
+        return {
+            "EDGECORE_JOB_ID": str(job.id),
+            "EDGECORE_JOB_NAME": job.name,
+            "EDGECORE_SITE": self.config.site,
+            "EDGECORE_NODES": str(job.definition.num_nodes),
+            "EDGECORE_PROCESSES_PER_NODE": str(job.definition.processes_per_node),
+        }
+
+    def check_in_time(self, job: Job) -> None:
+        """Raise ActionFailed when it is too late for the job."""
+        if job.definition.not_after is None:
+            return
+        limit = microseconds(datetime.fromisoformat(job.definition.not_after))
+        if self.clock.now() > limit:
+            raise ActionFailed(f"it was not to be submitted after {iso(limit)}")
