@@ -179,7 +179,7 @@ def endless(edge: Edge) -> Path:
     """Register an application whose preprocess never ends; answers where it notes its process."""
     note = edge.site.base / "preprocess.pid"
     program = edge.program(
-        "endless", f'[ -e "{edge.site.base}/repaired" ] || {{ echo $$ >"{note}"; exec sleep 600; }}'
+        "endless", f'[ -e "{edge.site.base}/repaired" ] || {{ echo $$ >"{note}"; exec sleep 60; }}'
     )
     edge.register("endless", preprocess=program)
     return note
