@@ -7,6 +7,7 @@ depends on (the batch system, the broker) has not answered.
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Protocol
 
 from attrs import define, field, frozen
@@ -32,20 +33,25 @@ class Alarms:
 
     _listener: AlarmListener
     _raised: set[str] = field(init=False, factory=set)
+    _lock: threading.Lock = field(init=False, factory=threading.Lock)
 
     def raise_once(self, subject: str, message: str) -> None:
         """Tell people that something needs them, unless they know."""
-        if subject not in self._raised:
+        with self._lock:
+            if subject in self._raised:
+                return
             self._raised.add(subject)
-            log.error("alarm: %s: %s", subject, message)
-            self._listener.alarm_raised(subject=subject, message=message)
+        log.error("alarm: %s: %s", subject, message)
+        self._listener.alarm_raised(subject=subject, message=message)
 
     def clear(self, subject: str, message: str) -> None:
         """Tell people who know of an alarm that the reason for it is gone."""
-        if subject in self._raised:
+        with self._lock:
+            if subject not in self._raised:
+                return
             self._raised.discard(subject)
-            log.warning("alarm cleared: %s: %s", subject, message)
-            self._listener.alarm_cleared(subject=subject, message=message)
+        log.warning("alarm cleared: %s: %s", subject, message)
+        self._listener.alarm_cleared(subject=subject, message=message)
 
 
 @define(eq=False, kw_only=True)
