@@ -73,6 +73,9 @@ class Admission:
         }
 
     def _of_the_site(self, document: Mapping[str, object]) -> Iterator[Problem]:
+        for key in ("needs", "sites"):
+            if key in document:
+                yield Problem(key, shorten(document[key]), "belongs into a workflow, which is for Argo")
         site, name = document.get("site"), document.get("application")
         if isinstance(site, str) and site != self.config.site:
             yield Problem("site", shorten(site), f"this site is {self.config.site}")

@@ -69,7 +69,7 @@ class Control:
         if command == "cancel":
             return self._cancel(job, operator)
         if command == "retry":
-            return self._retry(job)
+            return self._retry(job, operator)
         if command == "report":
             return self._report(job)
         return self.engine.want(job.id, Intent.HELD if command == "hold" else Intent.RUN)
@@ -88,8 +88,11 @@ class Control:
             return None
         return Change(job, (job.moved(JobState.JOB_CANCELLED, self.store.now(), "cancelled"),))
 
-    def _retry(self, job: Job) -> Future[None]:
+    def _retry(self, job: Job, operator: bool) -> Future[None]:
         def make(now: Job) -> Change | None:
+            if now.state is JobState.LOST and not operator:
+                _refused("retry", now, "it is LOST, and only an operator can know that nothing of it lives")
+                return None
             outcome = objection("retry", now) or self.retry(evolve(now, intent=Intent.RUN))
             if isinstance(outcome, Change):
                 return outcome

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 _MOST_AT_ONCE: Final = 200
 _WAIT_S: Final = 1.0
+_LONGEST_ID: Final = 255
 _DURABLE_S: Final = 5.0
 """How long to wait until a request is durable; then it goes back to the broker."""
 
@@ -189,7 +190,7 @@ class Intake:
             raise failure
 
     def _source(self, delivery: Delivery) -> str:
-        return f"message {delivery.message_id}" if delivery.message_id else "message without id"
+        return f"message {_shown(delivery.message_id)}" if delivery.message_id else "message without id"
 
     def _owner(self, delivery: Delivery) -> str:
         return delivery.sender or self.owner
@@ -218,7 +219,7 @@ class Intake:
         digest = _digest(delivery.body)
         reasons = "; ".join(map(str, error.problems))
         log.warning("%s from %s is rejected: %s", error.source, owner, reasons)
-        message = f"{reasons} (message id {delivery.message_id}, sha256 {digest})"
+        message = f"{reasons} (message id {_shown(delivery.message_id)}, sha256 {digest})"
         job = self._new(owner, self.admission.what_can_be_read(delivery.body), JobState.JOB_REJECTED, message)
         identity = f"rejected\t{owner}\t{delivery.message_id}\t{digest}"
         written = self.store.take(identity, Change(None, (job,)), since=self._repeated_since(delivery))
@@ -274,6 +275,12 @@ class Intake:
 def message_identity(owner: str, message_id: str) -> str:
     """Return the identity by which a delivery with a message id is recognised when it comes again."""
     return f"message\t{owner}\t{message_id}"
+
+
+def _shown(message_id: str | None) -> str:
+    """Return a sender's message id fit for a line of a log."""
+    plain = message_id is None or (message_id.isprintable() and len(message_id) <= _LONGEST_ID)
+    return str(message_id) if plain else serial.shorten(message_id)
 
 
 def _digest(body: bytes) -> str:

@@ -115,7 +115,8 @@ RelativePath: TypeAlias = Annotated[
 Url: TypeAlias = Annotated[
     str,
     Text(
-        r"[a-z][a-z0-9+.-]*://[^\x00-\x20\x7f\ud800-\udfff@]*(?:/[^\x00-\x20\x7f\ud800-\udfff]*)?",
+        # The host excludes what the path begins with: a choice there would take quadratic time.
+        r"(?=.{1,4096}\Z)[a-z][a-z0-9+.-]{0,30}://[^/\x00-\x20\x7f\ud800-\udfff@]*(?:/[^\x00-\x20\x7f\ud800-\udfff]*)?",
         "a URL such as scheme://host/path, without a user name, password, space or control character",
     ),
 ]

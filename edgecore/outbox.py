@@ -125,7 +125,10 @@ class Outbox:
             self.engine.alarms.clear(_UNROUTABLE, "all are on their way")
 
     def _send(self, entries: Sequence[OutboxEntry]) -> Mapping[str, str]:
-        """Send and forget *entries*; answers which of them, by id, lead nowhere and why."""
+        """Send and forget *entries*; answers which of them, by id, lead nowhere and why.
+
+        An answer about no job that leads nowhere is forgotten: its asker named a place that is not there.
+        """
         if not entries:
             return {}
         report = self.messaging.send(
@@ -136,8 +139,11 @@ class Outbox:
                 for entry in entries
             ]
         )
-        self.store.confirm([entry.id for entry in entries if str(entry.id) not in report.unroutable])
-        return report.unroutable
+        gone = [
+            entry.id for entry in entries if entry.job_id is None or str(entry.id) not in report.unroutable
+        ]
+        self.store.confirm(gone)
+        return {number: why for number, why in report.unroutable.items() if int(number) not in gone}
 
 
 def _line(entry: OutboxEntry) -> int:

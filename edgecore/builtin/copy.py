@@ -56,8 +56,9 @@ _LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 class FileTransfer(Transfer):
     """Copy between this machine's directories.
 
-    A symbolic link on the way to a URL is followed when root or the service's own user made it;
-    nobody else can lead the service to a place by a link.
+    A symbolic link on the way to a URL is followed when root or the service's own user made it, and nobody
+    else can have put it there: no directory above it belongs to another user or is open for
+    others to write.
     """
 
     compare: bool = True
@@ -156,7 +157,7 @@ def _walk(names: list[str]) -> tuple[int, list[str]]:
 
     The first name left does not exist or is no directory. Raises OSError and TransferRefused.
     """
-    todo, links, here = names[::-1], 0, os.open("/", _LOOK)
+    todo, links, here, ours = names[::-1], 0, os.open("/", _LOOK), True
     try:
         while todo:
             name = todo.pop()
@@ -167,10 +168,11 @@ def _walk(names: list[str]) -> tuple[int, list[str]]:
             kind = os.fstat(found)
             if stat.S_ISDIR(kind.st_mode):
                 here, found = found, here
+                ours = ours and _is_ours(kind)
             os.close(found)
             if stat.S_ISLNK(kind.st_mode):
                 links += 1
-                target = _follow(name, here, kind, links)
+                target = _follow(name, here, kind, links, ours)
                 if target.startswith("/"):
                     os.close(here)
                     here = os.open("/", _LOOK)
@@ -183,14 +185,20 @@ def _walk(names: list[str]) -> tuple[int, list[str]]:
     return here, []
 
 
-def _follow(name: str, directory: int, kind: os.stat_result, links: int) -> str:
+def _is_ours(directory: os.stat_result) -> bool:
+    """Tell whether only root and the service's user can put a link into a directory, or move one there."""
+    shared = directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not directory.st_mode & stat.S_ISVTX
+    return directory.st_uid in (0, os.geteuid()) and not shared
+
+
+def _follow(name: str, directory: int, kind: os.stat_result, links: int, ours: bool) -> str:
     """Return the target of a link that may be followed."""
     if links > _LINKS_LIMIT:
         raise TransferRefused(f"the link {shown(name)} leads in circles")
-    if kind.st_uid not in (0, os.geteuid()):
+    if kind.st_uid not in (0, os.geteuid()) or not ours:
         raise TransferRefused(
             f"{shown(name)} is a symbolic link of user {kind.st_uid}; only links of root or of the service's "
-            "own user are followed: write the path that it leads to"
+            "own user, in directories that nobody else can write, are followed: write the path that it leads to"
         )
     return os.readlink(name, dir_fd=directory)
 

@@ -42,6 +42,7 @@ Parts: TypeAlias = tuple[str, ...]
 _PART_ENDING: Final = ".edgecore-part"
 _NAME_LIMIT_BYTES: Final = 255
 _LINKS_LIMIT: Final = 40
+_DEEPEST: Final = 200
 _NAMED_LIMIT: Final = 5
 _PERMANENT: Final = frozenset(
     {
@@ -187,6 +188,8 @@ def _sort_in(
     opened: int,
 ) -> None:
     name, info = entry.name, entry.stat(follow_symlinks=False)
+    if stat.S_ISDIR(info.st_mode) and len(directory.parts) >= _DEEPEST:
+        raise TransferRefused(f"{shown(name)} lies more than {_DEEPEST} directories deep; nothing was copied")
     if stat.S_ISDIR(info.st_mode):
         todo.append(((*directory.parts, name), info))
     elif stat.S_ISLNK(info.st_mode):

@@ -340,7 +340,7 @@ class _Session:
                     Delivery(
                         token=f"{self._name}.{id_}.{times + 1}",
                         queue=queue,
-                        body=body,
+                        body=body if isinstance(body, bytes) else str(body).encode(),
                         message_id=message_id,
                         reply_to=reply_to,
                         redelivered=times > 0,

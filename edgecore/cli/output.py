@@ -56,7 +56,7 @@ def console() -> Console | None:
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Write rows under their columns; the last column may be long and is wrapped or cut at a terminal."""
+    """Write rows under their columns; the last column may be long and is cut at a terminal."""
     cells = [[visible(str(cell)) for cell in row] for row in rows]
     terminal = console()
     if terminal is None:
@@ -68,7 +68,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns[:-1]:
         table.add_column(column, no_wrap=True)
-    table.add_column(columns[-1], overflow="fold")
+    table.add_column(columns[-1], no_wrap=True, overflow="ellipsis")
     for row in cells:
         table.add_row(*map(Text, row))
     terminal.print(table)
