@@ -263,6 +263,14 @@ class Actions:
             nonlocal noted
             if self.engine.unwanted(job.id):
                 raise TransferStopped(f"job {job.id}: stopped while {doing}")
+            size, limit = (
+                max(update.size_bytes, update.total_bytes or 0),
+                self.config.limits.max_transfer_bytes,
+            )
+            if limit is not None and size > limit:
+                raise ActionFailed(
+                    f"{doing} {_bytes(size)}; this site allows {_bytes(limit)} (max_transfer_bytes)"
+                )
             if self.clock.monotonic() - noted >= _NOTE_EVERY_S:
                 noted = self.clock.monotonic()
                 total = f" of {_bytes(update.total_bytes)}" if update.total_bytes else ""

@@ -136,6 +136,8 @@ class Limits:
     max_nodes: Count | None = None
     max_wall_time_minutes: Count | None = None
     max_message_bytes: Annotated[int, Between(1_000, 100_000_000)] = 1_048_576
+    max_transfer_bytes: Annotated[int, Between(1, 2**63)] | None = None
+    """What one job may stage in, and what it may stage out."""
     staging: Annotated[int, Between(1, 64)] = 4
     """Transfers at the same time."""
     processing: Annotated[int, Between(1, 64)] = 2

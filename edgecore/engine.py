@@ -200,7 +200,7 @@ class Engine:
         for job in jobs:
             if job.id in self.jobs:
                 continue
-            self._keep(evolve(job, intent=self._early.pop(job.id, job.intent)))
+            self._keep(job)
             if new:
                 self._tell(job)
             self._dispatch(job.id)
@@ -211,8 +211,7 @@ class Engine:
 
     def _keep(self, job: Job) -> None:
         known = self.jobs.get(job.id)
-        if known is not None:
-            job = evolve(job, intent=known.intent)
+        job = evolve(job, intent=known.intent if known else self._early.pop(job.id, job.intent))
         # A lane that asks for room in between must see the job at least once.
         if job.state in SETTLED:
             self.jobs.pop(job.id, None)
@@ -254,6 +253,7 @@ class Engine:
         except Exception as error:
             log.exception("job %d cannot go on", job_id)
             self.alarms.raise_once(f"job {job_id}", f"it cannot go on: {error!r}")
+            self._busy.add(job_id)
             self._again_later(job_id)
 
     def _go_on(self, job_id: int) -> None:
@@ -274,7 +274,8 @@ class Engine:
 
     def _begin(self, job: Job) -> None:
         wait_us = job.due - self.clock.now()
-        if wait_us > 0:
+        # A longer wait is never asked for: the clock was set back.
+        if 0 < wait_us <= 2e6 * self.backoff.longest_s:
             self._loop.after(wait_us / 1e6, lambda: self._dispatch(job.id))
             return
         path: list[Job] = []

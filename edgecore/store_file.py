@@ -112,8 +112,9 @@ def lock(path: Path) -> int:
         raise StoreLocked(
             f"{path} belongs to a running service ({holder or 'unknown'}); stop it first"
         ) from None
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
+    with contextlib.suppress(OSError):  # on a full disk the lock counts, only its holder's name is missing
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
     return descriptor
 
 

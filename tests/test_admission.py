@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,16 @@ def test_whatever_arrives_is_taken_or_refused_and_a_refusal_can_always_be_told(c
     with contextlib.suppress(DefinitionError):
         ADMISSION.read(content, "x")
     assert "theta" == ADMISSION.what_can_be_read(content).site
+
+
+def test_what_belongs_into_a_workflow_is_refused_in_a_job_of_its_own() -> None:
+    said = refused(body(needs=["before"], sites=["theta", "mira"]))
+    assert {"needs", "sites"} == set(said)
+    assert "belongs into a workflow" in said["needs"]
+
+
+def test_a_hostile_url_is_judged_in_time_that_grows_with_its_length() -> None:
+    begun = time.process_time()
+    said = refused(body(input_url="file://" + "/" * 200_000 + " "))
+    assert {"input_url"} == set(said)
+    assert time.process_time() - begun < 1

@@ -13,7 +13,7 @@ from attrs import evolve
 from scripted import Edge, ScriptedTransfer
 
 from edgecore import batch
-from edgecore.config import LauncherTable
+from edgecore.config import LauncherTable, Limits
 from edgecore.desk import Desk
 from edgecore.errors import TransferInterrupted, TransferRefused
 from edgecore.models import JobState as S
@@ -505,3 +505,16 @@ def test_a_broken_transfer_is_resumed_after_a_while(edge: Edge) -> None:
     assert 2 == len(edge.transfer.fetched)
     assert "STAGE_IN_FAILED" not in edge.states()
     assert 0 == edge.job().failures
+
+
+def test_a_job_that_brings_more_than_the_site_allows_is_refused_before_it_fills_the_disk(edge: Edge) -> None:
+    edge.config = evolve(edge.config, limits=Limits(max_transfer_bytes=1000))
+    place = edge.site.base / "data/huge"
+    place.mkdir()
+    with (place / "file").open("wb") as file:
+        file.truncate(10**12)  # all hole: it costs the sender nothing
+    edge.start()
+    edge.send(input_url=f"file://{place}")
+    job = edge.wait("job", S.JOB_FAILED)
+    assert S.STAGE_IN_FAILED is job.failed_state
+    assert "this site allows 1.0 kB (max_transfer_bytes)" in job.message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from scripted import Edge
 from sites import make_site
 
 from edgecore.batch import job_directory
-from edgecore.cleaning import Cleaning
+from edgecore.cleaning import Cleaning, _remove_tree
 from edgecore.clock import Clock
 from edgecore.config import Retention, SiteConfig
 from edgecore.models import Job, JobDefinition
@@ -236,3 +237,17 @@ def test_a_failure_while_cleaning_does_not_end_it(
     edge.wait("job", S.JOB_FINISHED)
     edge.until(lambda: not job_directory(edge.config.work_directory, edge.job().id).exists())
     assert "disk I/O error" in caplog.text
+
+
+def test_a_directory_deeper_than_any_stack_is_removed(tmp_path: Path) -> None:
+    job = tmp_path / "job"
+    job.mkdir()
+    here = os.open(job, os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    _remove_tree(job)
+    assert not job.exists()

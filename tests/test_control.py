@@ -245,6 +245,24 @@ def test_a_lost_job_is_not_cancelled_by_its_sender_before_there_is_evidence(edge
     edge.wait("job", S.JOB_CANCELLED)
 
 
+def test_a_lost_job_is_not_retried_by_its_sender_who_cannot_know_that_nothing_of_it_lives(
+    edge: Edge, caplog: pytest.LogCaptureFixture
+) -> None:
+    edge.start()
+    edge.send(application="long", job_id="mine")
+    edge.wait("job", S.RUNNING)
+    edge.wait_entry().listed = False
+    edge.wait("job", S.LOST)
+    edge.tell("retry", "mine")
+    edge.until(lambda: "only an operator can know" in caplog.text)
+    edge.wait_looks(2)
+    job = edge.job()
+    assert S.LOST is job.state
+    assert {job.id: 1} == edge.site.starts()
+    edge.ask("cancel")
+    edge.wait("job", S.JOB_CANCELLED)
+
+
 def test_an_operator_who_knows_better_cancels_a_lost_job(edge: Edge) -> None:
     edge.start()
     edge.send(application="long")

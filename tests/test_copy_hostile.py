@@ -362,3 +362,31 @@ def test_a_temporary_file_that_somebody_exchanged_is_noticed(
             fetch(tree / "a", here)
     fetch(tree / "a", here)
     assert (here / "a").read_bytes() == b"alpha"
+
+
+def test_a_link_of_ours_that_another_user_can_have_moved_is_not_followed(tree: Path, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "link").symlink_to(tree)
+    assert content_of(tree)
+    fetch(shared / "link", tmp_path / "here")
+    shared.chmod(0o777)
+    for action in (
+        lambda: fetch(shared / "link", tmp_path / "there"),
+        lambda: deliver(tree, shared / "link" / "new"),
+    ):
+        assert "in directories that nobody else can write" in refusal(action)
+    assert not (tree / "new").exists()
+
+
+def test_a_tree_that_is_deeper_than_any_honest_one_is_refused_at_once(tmp_path: Path) -> None:
+    deep = tmp_path / "tree"
+    deep.mkdir()
+    here = os.open(deep, os.O_RDONLY)
+    for _ in range(1000):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    assert "more than 200 directories deep" in refusal(lambda: fetch(deep, tmp_path / "here"))

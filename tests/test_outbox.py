@@ -158,6 +158,19 @@ def test_an_answer_that_leads_nowhere_delays_no_other_answer(edge: Edge) -> None
     edge.until(lambda: {"status.alice", "status.bob"} <= {m.key for m in edge.broker.sent})
 
 
+def test_answers_that_lead_nowhere_are_forgotten_and_keep_no_status_back(edge: Edge) -> None:
+    edge.broker.unroutable = lambda message: message.key == "status.nobody"
+    edge.start()
+    for number in range(30):
+        delivery = Delivery(token="", queue="testsite", body=b"%d" % number, reply_to="status.nobody")
+        edge.broker.extra.append(delivery)
+    edge.until(lambda: sum(job.state is S.JOB_REJECTED for job in edge.site.jobs()) == 30)
+    edge.send("even")
+    even = edge.wait("even", S.JOB_FINISHED)
+    edge.until(lambda: len(about(edge, "even")) == even.sequence)
+    edge.until(lambda: empty(edge))
+
+
 def test_a_broker_to_which_nothing_leads_is_waited_for_with_an_alarm(edge: Edge) -> None:
     edge.broker.unroutable = lambda message: True
     edge.start()
