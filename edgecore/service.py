@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
-from attrs import define, evolve, field
+from attrs import define, evolve, field, frozen
 
 from edgecore.admission import Admission
 from edgecore.backoff import Backoff
@@ -95,6 +95,17 @@ class _Catalogue:
         self._reader.close()
 
 
+@frozen(eq=False)
+class _Parts:
+    """What a service is put together from, opened."""
+
+    store: Store
+    actions: Actions
+    listeners: Listeners
+    broker: Broker
+    catalogue: _Catalogue
+
+
 @define(eq=False)
 class Balsam:
     """The edge service of one site: takes job definitions, runs them, reports every step.
@@ -157,36 +168,49 @@ class Balsam:
                 catalogue=catalogue.application,
                 clock=self.clock,
             )
-            self._work(stack, store, actions, listeners, broker, catalogue, started)
+            self._work(stack, _Parts(store, actions, listeners, broker, catalogue), started)
 
-    def _work(
-        self,
-        stack: ExitStack,
-        store: Store,
-        actions: Actions,
-        listeners: Listeners,
-        broker: Broker,
-        catalogue: _Catalogue,
-        started: Callable[[], None],
-    ) -> None:
+    def _work(self, stack: ExitStack, parts: _Parts, started: Callable[[], None]) -> None:
         config = self.config
-        retry, timing = config.retry, config.timing
-        engine = Engine(
-            store=store,
+        engine = self._make_engine(parts)
+        with Reader(config.store) as reader:
+            engine.add(map(_looked_at_anew, reader.active()))
+        # Ended in the opposite order: first nothing new comes in, last the final status goes out.
+        for part in self._threads(parts, engine):
+            thread = part.start()
+            stack.callback(thread.join, config.timing.drain_s)
+            stack.callback(part.stop)
+        self._engine = engine
+        if self._stop_asked.is_set():
+            engine.stop()
+        log.info("site %s works", config.site)
+        parts.listeners.service_started(site=config.site)
+        started()
+        stack.callback(parts.listeners.service_stopped, site=config.site)
+        engine.run(config.timing.drain_s)
+
+    def _make_engine(self, parts: _Parts) -> Engine:
+        retry, actions = self.config.retry, parts.actions
+        actions.engine = Engine(
+            store=parts.store,
             graph=actions.graph(),
             lanes=actions.lanes(),
-            listeners=listeners,
+            listeners=parts.listeners,
             clock=self.clock,
             backoff=Backoff(first_s=retry.first_s, longest_s=retry.longest_s, tries=retry.tries),
-            alarm_after_s=timing.alarm_after_s,
+            alarm_after_s=self.config.timing.alarm_after_s,
         )
-        actions.engine = engine
+        return actions.engine
+
+    def _threads(self, parts: _Parts, engine: Engine) -> tuple[Outbox, Cleaning, RequestWatch, Intake]:
+        """Return what works beside the engine, in the order in which it is started."""
+        config, store, actions = self.config, parts.store, parts.actions
         outbox = Outbox(
             store=store,
             store_path=config.store,
-            messaging=broker,
+            messaging=parts.broker,
             engine=engine,
-            alarm_after_s=timing.alarm_after_s,
+            alarm_after_s=config.timing.alarm_after_s,
         )
         engine.on_commit = outbox.ring
         control = Control(
@@ -198,32 +222,17 @@ class Balsam:
         )
         intake = Intake(
             queue=config.queue,
-            messaging=broker,
-            admission=Admission(config=config, applications=catalogue.names),
+            messaging=parts.broker,
+            admission=Admission(config=config, applications=parts.catalogue.names),
             store=store,
             store_path=config.store,
             engine=engine,
             control=control,
             owner=config.owner,
-            alarm_after_s=timing.alarm_after_s,
+            alarm_after_s=config.timing.alarm_after_s,
         )
-        requests = RequestWatch(config.store, store, control)
         cleaning = Cleaning(config=config, store=store, clock=self.clock)
-        with Reader(config.store) as reader:
-            engine.add(map(_looked_at_anew, reader.active()))
-        # Ended in the opposite order: first nothing new comes in, last the final status goes out.
-        for part in (outbox, cleaning, requests, intake):
-            thread = part.start()
-            stack.callback(thread.join, timing.drain_s)
-            stack.callback(part.stop)
-        self._engine = engine
-        if self._stop_asked.is_set():
-            engine.stop()
-        log.info("site %s works", config.site)
-        listeners.service_started(site=config.site)
-        started()
-        stack.callback(listeners.service_stopped, site=config.site)
-        engine.run(timing.drain_s)
+        return outbox, cleaning, RequestWatch(config.store, store, control), intake
 
     def _open_scheduling(self, plugins: Sequence[object]) -> SchedulingRelay | None:
         """Open the batch system, waiting for one that is away; None when told to stop meanwhile."""
