@@ -89,16 +89,21 @@ class Control:
         return Change(job, (job.moved(JobState.JOB_CANCELLED, self.store.now(), "cancelled"),))
 
     def _retry(self, job: Job, operator: bool) -> Future[None]:
-        def make(now: Job) -> Change | None:
+        def objected(now: Job) -> str | None:
             if now.state is JobState.LOST and not operator:
-                _refused("retry", now, "it is LOST, and only an operator can know that nothing of it lives")
-                return None
-            outcome = objection("retry", now) or self.retry(evolve(now, intent=Intent.RUN))
+                return "it is LOST, and only an operator can know that nothing of it lives"
+            return objection("retry", now)
+
+        def make(now: Job) -> Change | None:
+            outcome = objected(now) or self.retry(evolve(now, intent=Intent.RUN))
             if isinstance(outcome, Change):
                 return outcome
             _refused("retry", now, outcome)
             return None
 
+        if refusal := objected(job):  # nothing of it may change, also not what is wanted of it
+            _refused("retry", job, refusal)
+            return _nothing_to_do()
         self.engine.want(job.id, Intent.RUN, revive=True)
         return self.engine.change(job, make)
 

@@ -253,11 +253,14 @@ def test_a_lost_job_is_not_retried_by_its_sender_who_cannot_know_that_nothing_of
     edge.wait("job", S.RUNNING)
     edge.wait_entry().listed = False
     edge.wait("job", S.LOST)
+    edge.tell("hold", "mine")
+    edge.until(lambda: edge.job().intent is Intent.HELD)
     edge.tell("retry", "mine")
     edge.until(lambda: "only an operator can know" in caplog.text)
     edge.wait_looks(2)
     job = edge.job()
     assert S.LOST is job.state
+    assert Intent.HELD is job.intent
     assert {job.id: 1} == edge.site.starts()
     edge.ask("cancel")
     edge.wait("job", S.JOB_CANCELLED)

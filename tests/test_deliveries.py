@@ -25,7 +25,8 @@ def statuses(edge: Edge) -> list[dict[str, Any]]:
 def dead_letters(edge: Edge) -> list[tuple[str, bytes]]:
     driver = SqliteMessaging(url=edge.config.messaging.url)
     driver.open(edge.config.context)
-    letters = [(letter.reason, letter.body) for letter in driver.dead_letters(edge.config.queue)]
+    refused = driver.receive(queue=f"{edge.config.queue}.rejected", limit=100, timeout_s=0)
+    letters = [(letter.reason, letter.body) for letter in refused]
     driver.close()
     return letters
 

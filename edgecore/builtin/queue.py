@@ -31,7 +31,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from edgecore.builtin.queue_file import FIND_QUEUE, QueueFile, in_words, misconfigured, path_of
 from edgecore.clock import Clock
@@ -51,7 +51,7 @@ from edgecore.models import (
 )
 from edgecore.wakeup import Bell, ring
 
-__all__ = ["DeadLetter", "SqliteMessaging", "key_matches"]
+__all__ = ["SqliteMessaging", "key_matches"]
 
 _LOOK_S: Final = 1.0
 """How often a waiting consumer looks by itself: for lost wake-ups and dead consumers."""
@@ -66,7 +66,7 @@ _ADD_MESSAGE: Final = "INSERT INTO messages (queue, message_id, reply_to) VALUES
 _ADD_BODY: Final = "INSERT INTO bodies (id, body) VALUES (?, ?)"
 _PEEK: Final = "SELECT 1 FROM messages WHERE queue = ? AND holder IS NULL LIMIT 1"
 _NEXT: Final = (
-    "SELECT m.id, m.times, m.message_id, m.reply_to, b.body FROM messages m JOIN bodies b ON b.id = m.id "
+    "SELECT m.id, m.times, m.message_id, m.reply_to, m.reason, b.body FROM messages m JOIN bodies b ON b.id = m.id "
     "WHERE m.queue = ? AND m.holder IS NULL ORDER BY m.id LIMIT ?"
 )
 _CLAIM: Final = "UPDATE messages SET holder = ?, times = times + 1 WHERE id = ?"
@@ -82,19 +82,6 @@ _REFUSE: Final = (
     "queue = (SELECT ifnull(rejected, id) FROM queues WHERE queues.id = messages.queue) "
     "WHERE holder = ? AND id = ? AND times = ?"
 )
-_DEAD_LETTERS: Final = (
-    "SELECT m.message_id, m.reason, b.body FROM messages m JOIN bodies b ON b.id = m.id "
-    "WHERE m.queue = ? AND m.holder IS NULL ORDER BY m.id LIMIT ?"
-)
-
-
-@frozen(kw_only=True)
-class DeadLetter:
-    """Show a message that was refused, and why."""
-
-    message_id: str
-    reason: str
-    body: bytes
 
 
 def key_matches(pattern: str, key: str) -> bool:
@@ -234,13 +221,6 @@ class SqliteMessaging(Messaging):
         session, self._session = self._session, None
         return Closed(message="" if session is None else session.close())
 
-    def dead_letters(self, queue: str, limit: int = 100) -> Sequence[DeadLetter]:
-        """Show up to *limit* messages that were refused from *queue*, oldest first, with the reasons."""
-        file = self._opened().file
-        number = file.queue_number(queue + _REJECTED)
-        rows = file.read(_DEAD_LETTERS, (number, limit))
-        return tuple(DeadLetter(message_id=name, reason=why, body=body) for name, why, body in rows)
-
     def _opened(self) -> _Session:
         with self._opening:
             if not self._wanted:
@@ -334,7 +314,7 @@ class _Session:
         claims = []
         with self.file.transaction() as connection:
             rows = connection.execute(_NEXT, (number, limit))
-            for id_, times, message_id, reply_to, body in rows:
+            for id_, times, message_id, reply_to, reason, body in rows:
                 claims.append((holder, id_))
                 deliveries.append(
                     Delivery(
@@ -344,6 +324,7 @@ class _Session:
                         message_id=message_id,
                         reply_to=reply_to,
                         redelivered=times > 0,
+                        reason=reason,
                     )
                 )
                 size_bytes += len(body)
