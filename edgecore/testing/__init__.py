@@ -1,0 +1,1 @@
+"""Hold a driver to its contract: classes to subclass, a fake batch system, and the faults to survive."""

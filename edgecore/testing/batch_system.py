@@ -1,0 +1,187 @@
+"""Say what contract tests need of a batch system: to look into it, to steer it, and to spoil it.
+
+The tests of `SchedulingContract` know no batch system. What they do to one goes through this class: a
+`FakeBatchSystem` whose commands a driver author describes, or a real server of the author's own.
+A method that is left out is a thing that cannot be done there; the contract class declares which
+faults cannot be shown for that reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from enum import StrEnum
+from typing import Any
+
+from attrs import frozen
+
+from edgecore.models import NativeState, Refusal
+
+__all__ = ["BatchSystem", "Command", "Ending", "Garbling", "NativeJob", "SubmitFault", "Word"]
+
+
+class Command(StrEnum):
+    """What the commands of a batch system are for."""
+
+    SUBMIT = "submit"
+    QUERY = "query"
+    """The listing of what waits and runs."""
+    ACCOUNTING = "accounting"
+    """The record of what ended."""
+    CANCEL = "cancel"
+    HOLD = "hold"
+    RELEASE = "release"
+
+
+class Ending(StrEnum):
+    """How a batch system ends a job by itself; what runs is killed without a word."""
+
+    CANCELLED = "cancelled"
+    """By somebody else: an administrator."""
+    NODE_FAILURE = "node failure"
+    OUT_OF_MEMORY = "out of memory"
+    TIME_LIMIT = "time limit"
+
+
+class Garbling(StrEnum):
+    """What can happen to the text of a listing."""
+
+    BROKEN_LINE = "broken line"
+    """The line of one job lacks its fields."""
+    TRUNCATED = "truncated"
+    """The output stops in the middle of the line of one job, which comes last."""
+    INTERLEAVED = "interleaved"
+    """Another program's words stand in the middle of the line of one job."""
+    NOT_UTF8 = "not UTF-8"
+    """The line of one job holds bytes that are no text."""
+    EMPTY = "empty"
+    """Exit code 0 and nothing else."""
+
+
+class Word(StrEnum):
+    """How a state can be written in a listing, beside the usual way."""
+
+    UNKNOWN = "unknown"
+    """A word that no manual has."""
+    DECORATED = "decorated"
+    """The right word and more: ``CANCELLED by 1234``, ``COMPLETING*``."""
+
+
+class SubmitFault(StrEnum):
+    """What can go wrong with a submission that the batch system has accepted."""
+
+    FAILS_WITH_ID = "prints the id and exits non-zero"
+    DIES = "dies before it prints anything"
+    HANGS = "does not come back"
+    NEVER_RUNS = "accepts what can never run"
+    """The job waits for ever, with a reason."""
+
+
+@frozen(kw_only=True)
+class NativeJob:
+    """One job as the batch system itself knows it, whatever its commands show."""
+
+    batch_id: str
+    name: str
+    state: NativeState
+    executions: int = 0
+    """How often its script was started."""
+
+
+class BatchSystem:
+    """One batch system with its commands; a fresh one for each test."""
+
+    settings: Mapping[str, Any]
+    """The driver's own keys in ``[scheduling]``."""
+    environment: Mapping[str, str]
+    """``[environment] set``: what the driver's commands need, such as a PATH."""
+
+    # ------------------------------------------------------------------------------- looking
+
+    def jobs(self) -> Sequence[NativeJob]:
+        """Return every job of ours that ever entered, in order; also those that no command shows."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------ steering
+
+    def pause(self) -> None:
+        """Start nothing more until `resume`; what runs goes on."""
+        raise NotImplementedError
+
+    def resume(self) -> None:
+        """Start what waits."""
+        raise NotImplementedError
+
+    def interrupt(self, batch_id: str, ending: Ending) -> None:
+        """End a waiting or running job natively; its processes are killed without a word."""
+        raise NotImplementedError
+
+    def requeue(self, batch_id: str) -> None:
+        """Preempt a running job: kill its processes, and queue it again under the same id."""
+        raise NotImplementedError
+
+    def hold(self, batch_id: str) -> None:
+        """Hold a waiting job, as an administrator does."""
+        raise NotImplementedError
+
+    def release(self, batch_id: str) -> None:
+        """Release what `hold` held."""
+        raise NotImplementedError
+
+    def forget(self, batch_id: str) -> None:
+        """Purge a job from every list and from accounting; what runs of it goes on unlisted."""
+        raise NotImplementedError
+
+    def lose(self, batch_id: str) -> None:
+        """Be a batch system that crashed: a waiting job never was, and its id is free again."""
+        raise NotImplementedError
+
+    def give_away(self, batch_id: str) -> None:
+        """Let a later job of another user have *batch_id*; it runs, under another name."""
+        raise NotImplementedError
+
+    def stranger_is_alive(self, batch_id: str) -> bool:
+        """Tell whether the job of another user that got *batch_id* still waits or runs."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------------------ spoiling
+
+    def failing(self, *commands: Command, times: int | None = None) -> AbstractContextManager[None]:
+        """Let *commands* fail as with a server that is down, so many times or all the while."""
+        raise NotImplementedError
+
+    def hanging(self, *commands: Command) -> AbstractContextManager[None]:
+        """Let *commands* not come back; a child of theirs keeps their output open, too."""
+        raise NotImplementedError
+
+    def asked(self, command: Command) -> int:
+        """Tell how often a command was run so far."""
+        raise NotImplementedError
+
+    def without_accounting(self) -> AbstractContextManager[None]:
+        """Let accounting be switched off: its command says so and fails."""
+        raise NotImplementedError
+
+    def accounting_behind(self) -> AbstractContextManager[None]:
+        """Let accounting know of nothing that happens from now on."""
+        raise NotImplementedError
+
+    def unlisted(self, batch_id: str) -> AbstractContextManager[None]:
+        """Leave one job out of every answer."""
+        raise NotImplementedError
+
+    def showing(self, batch_id: str, word: Word) -> AbstractContextManager[None]:
+        """Write the state of one job in another way."""
+        raise NotImplementedError
+
+    def garbling(self, batch_id: str, how: Garbling) -> AbstractContextManager[None]:
+        """Spoil what listings say about one job."""
+        raise NotImplementedError
+
+    def spoil_submit(self, fault: SubmitFault) -> AbstractContextManager[None]:
+        """Accept every submission meanwhile, and let the answer go wrong."""
+        raise NotImplementedError
+
+    def refusing(self, kind: Refusal) -> AbstractContextManager[str]:
+        """Refuse every submission meanwhile; gives a part of the words that it is refused with."""
+        raise NotImplementedError
