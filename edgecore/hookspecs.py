@@ -5,6 +5,9 @@ point in the role's group. Arguments are always given by name. Every hook answer
 or a mapping and never with None, which would mean "not me". A driver keeps nothing in memory that
 it needs after a restart. Its attrs fields are its configuration.
 
+One hook of each role may be left out: `diagnose`, with which a driver looks for trouble in what only it
+knows, such as a credential that expires. Whoever examines a site asks for it once, after `open`.
+
 Hooks may be called from several threads at once, except `Messaging.receive` and
 `Messaging.settle`, which one thread calls.
 """
@@ -22,6 +25,7 @@ from edgecore.models import (
     Closed,
     Declared,
     Delivery,
+    Finding,
     Group,
     Job,
     MessagingProfile,
@@ -41,7 +45,7 @@ from edgecore.models import (
     Verdict,
 )
 
-__all__ = ["ROLES", "Lifecycle", "Messaging", "Scheduling", "Transfer", "hookimpl", "hookspec"]
+__all__ = ["OPTIONAL", "ROLES", "Lifecycle", "Messaging", "Scheduling", "Transfer", "hookimpl", "hookspec"]
 
 PROJECT: Final = "edgecore"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -114,6 +118,14 @@ class Scheduling:
         raise NotImplementedError
 
     @hookspec(firstresult=True)
+    def diagnose(self) -> Sequence[Finding]:
+        """Look for trouble with the batch system, changing nothing; may be left out.
+
+        Answers what is right, too. What is wrong is a finding with a remedy, not an error.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
     def close(self) -> Closed:
         """Give back connections; submitted attempts live on."""
         raise NotImplementedError
@@ -146,6 +158,14 @@ class Transfer:
     @hookspec(firstresult=True)
     def probe(self, url: str) -> ProbeReport:
         """Tell whether *url* can be reached and read, moving nothing."""
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def diagnose(self) -> Sequence[Finding]:
+        """Look for trouble with what transfers need, changing nothing; may be left out.
+
+        Answers what is right, too. What is wrong is a finding with a remedy, not an error.
+        """
         raise NotImplementedError
 
     @hookspec(firstresult=True)
@@ -193,6 +213,14 @@ class Messaging:
         raise NotImplementedError
 
     @hookspec(firstresult=True)
+    def diagnose(self) -> Sequence[Finding]:
+        """Look for trouble with the broker, changing nothing; may be left out.
+
+        Answers what is right, too. What is wrong is a finding with a remedy, not an error.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
     def close(self) -> Closed:
         """Give back the connection; what was not settled is delivered again to somebody."""
         raise NotImplementedError
@@ -235,3 +263,6 @@ ROLES: Final[Mapping[str, type]] = {
     "scheduling": Scheduling,
 }
 """Role -> its specification; the entry-point group is ``edgecore.<role>``."""
+
+OPTIONAL: Final = frozenset({"diagnose"})
+"""Hooks that a driver may leave unanswered."""

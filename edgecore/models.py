@@ -27,11 +27,13 @@ __all__ = [
     "Declared",
     "Delivery",
     "Description",
+    "Finding",
     "Group",
     "Intent",
     "Job",
     "JobDefinition",
     "JobState",
+    "Level",
     "MessagingProfile",
     "Name",
     "NativeState",
@@ -423,6 +425,32 @@ class SiteContext:
     """Jobs live below it; a driver may keep files of its own in ``.<driver name>`` there."""
     environment: Mapping[str, str] = Factory(dict)
     """The whole environment for every command that the driver runs."""
+    examining: bool = False
+    """Whether the driver is opened only to be examined, perhaps beside a service that works: then it
+    starts nothing, and changes nothing that a service set."""
+
+
+class Level(StrEnum):
+    """How bad a finding is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    """It works, and somebody should look."""
+    FAILURE = "failure"
+    """Something that a service needs will fail."""
+
+
+@frozen
+class Finding:
+    """Say what somebody who looked for trouble found in one place."""
+
+    subject: str
+    """What was looked at, in a few words: ``credential``, ``queue directory``."""
+    level: Level
+    message: str
+    """What was found."""
+    remedy: str = ""
+    """What to do about it; empty where all is right."""
 
 
 @frozen(kw_only=True)

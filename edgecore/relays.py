@@ -19,12 +19,13 @@ import pluggy
 from attrs import frozen
 
 from edgecore.errors import DriverUnusable, EdgeError, Problem, Veto
-from edgecore.hookspecs import PROJECT, ROLES, Lifecycle, Messaging, Scheduling, Transfer
+from edgecore.hookspecs import OPTIONAL, PROJECT, ROLES, Lifecycle, Messaging, Scheduling, Transfer
 from edgecore.models import (
     Answer,
     Closed,
     Declared,
     Delivery,
+    Finding,
     Group,
     Job,
     MessagingProfile,
@@ -125,7 +126,7 @@ def _marked(cls: type) -> list[_Marked]:
 
 
 def driver_problems(role: str, cls: type) -> Iterator[Problem]:
-    """Say everything that keeps *cls* from answering every hook of *role*."""
+    """Say everything that keeps *cls* from answering every hook of *role* that it must answer."""
     specification, hooks = ROLES[role], _HOOKS[role]
     if not issubclass(cls, specification):
         yield Problem("", cls.__name__, f"must subclass edgecore.hookspecs.{specification.__name__}")
@@ -136,6 +137,8 @@ def driver_problems(role: str, cls: type) -> Iterator[Problem]:
     for hook in hooks:
         if hook not in answered:
             overridden = getattr(cls, hook) is not getattr(specification, hook)
+            if hook in OPTIONAL and not overridden:
+                continue
             why = "its method is not marked @hookimpl" if overridden else "there is no method for it"
             yield Problem(hook, "", f"the hook is not answered: {why}")
 
@@ -249,6 +252,12 @@ class _Relay:
                 self._who, (Problem(hook, "None", "every hook answers, and a wrapper returns it"),)
             )
         return answer
+
+    def diagnose(self) -> Sequence[Finding]:
+        """Look for trouble; finds none where the driver has no such hook."""
+        if all(one.wrapper for one in self._hooks.diagnose.get_hookimpls()):
+            return ()
+        return self._ask(Scheduling.diagnose)
 
     def _opened(self, specification: Callable[..., T], profile: type[T], site: SiteContext) -> T:
         try:

@@ -19,8 +19,10 @@ from edgecore.models import (
     Closed,
     Declared,
     Delivery,
+    Finding,
     Group,
     Job,
+    Level,
     MessagingProfile,
     Observation,
     OutgoingMessage,
@@ -151,6 +153,42 @@ class TestScheduling:
             SchedulingRelay(Odd(), SITE)
 
 
+class TestTheHookThatMayBeLeftOut:
+    def test_a_driver_without_it_has_nothing_to_tell(self) -> None:
+        assert () == SchedulingRelay(Batch(), SITE).diagnose()
+
+    def test_a_driver_with_it_is_asked(self) -> None:
+        assert ("slots",) == tuple(one.subject for one in SchedulingRelay(Telling(), SITE).diagnose())
+
+    def test_a_layer_may_add_to_it_and_does_not_stand_for_the_driver(self) -> None:
+        class Adds(Scheduling):
+            @hookimpl(wrapper=True)
+            def diagnose(self) -> Generator[None, Sequence[Finding], Sequence[Finding]]:
+                return (*(yield), Finding("policy", Level.OK, "kept"))
+
+        def subjects(driver: Batch) -> list[str]:
+            return [one.subject for one in SchedulingRelay(driver, SITE, layers=(Adds(),)).diagnose()]
+
+        assert ["slots", "policy"] == subjects(Telling())
+        assert [] == subjects(Batch())
+
+    def test_no_answer_is_a_fault_here_too(self) -> None:
+        class Silent(Batch):
+            @hookimpl
+            def diagnose(self) -> Sequence[Finding]:
+                return None  # type: ignore[return-value]
+
+        with pytest.raises(DriverUnusable, match="diagnose: found None"):
+            SchedulingRelay(Silent(), SITE).diagnose()
+
+
+@define(eq=False)
+class Telling(Batch):
+    @hookimpl
+    def diagnose(self) -> Sequence[Finding]:
+        return (Finding("slots", Level.OK, "4 slots"),)
+
+
 class TestRefusedDrivers:
     @pytest.mark.parametrize(
         ("body", "words"),
@@ -169,6 +207,8 @@ class TestRefusedDrivers:
             ("@hookimpl\n async def find(self, tags): return {}", "find: must not be async"),
             ("@hookimpl\n def find(self, tags): yield {}", "find: must return an answer, not yield"),
             ("@staticmethod\n @hookimpl\n def find(tags): return {}", "find: must be a plain method"),
+            ("def diagnose(self): return ()", "diagnose: the hook is not answered: its method is not marked"),
+            ("@hookimpl\n def diagnose(self, deep): return ()", "diagnose: takes (self, deep), where deep"),
             ("@hookimpl\n def serach(self, tags): return {}", "serach: is no hook of scheduling"),
             ("@hookimpl\n def job_changed(self, job): pass", "job_changed: is no hook of scheduling"),
         ],
