@@ -140,21 +140,35 @@ class JobDefinition:
     """Ask one site to run one registered application once."""
 
     name: Name
+    """What people call the job; need not be unique."""
     application: Name
+    """An entry in the site's catalogue."""
     site: Name
+    """The site that is to run it."""
     description: Description = ""
+    """For people; nothing is done with it."""
     job_id: Name | Identifier | None = None
     """The sender's own id, by which a repeated message is recognised."""
     argo_job_id: Identifier | None = None
+    """The workflow that it belongs to; repeated in every status message."""
     queue: BatchWord | None = None
+    """The batch system's queue or partition; the site has a default."""
     project: BatchWord | None = None
+    """The account to be charged; the site has a default."""
     wall_time_minutes: Count = 60
+    """After so many minutes the batch system ends it; the site has a default."""
     num_nodes: Count = 1
+    """How many nodes; the site has a default."""
     processes_per_node: Count = 1
+    """How many processes on each node; the site has a default."""
     scheduler_config: RelativePath | None = None
+    """A file with values for the batch system's options that the site lets users set."""
     config_file: RelativePath | None = None
+    """A file with values for the application's parameters."""
     input_url: Url | None = None
+    """What is staged in: a file, or the content of a tree."""
     output_url: Url | None = None
+    """Where the content of the job's directory is staged out to."""
     retries: Annotated[int, Between(0, 100)] = 0
     """How many further attempts may follow an execution that failed."""
     not_after: str | None = None
@@ -187,7 +201,9 @@ class ControlMessage:
     """Ask a service to do something with a job that it already has."""
 
     command: Literal["cancel", "hold", "release", "retry", "report"]
+    """What to do; ``report`` repeats the latest status."""
     job_id: Name | Identifier
+    """The sender's own id of the job, or ours."""
 
 
 # --------------------------------------------------------------------------- applications
@@ -262,28 +278,51 @@ class JobState(StrEnum):
     """Where a job is on its way through one site; `edgecore.states` has the legal moves."""
 
     CREATED = "CREATED"
+    """Taken: it is durable here, and acknowledged to the broker."""
     STAGED_IN = "STAGED_IN"
+    """Its input is there, and was compared."""
     STAGE_IN_FAILED = "STAGE_IN_FAILED"
+    """Its input could not be brought."""
     PREPROCESSED = "PREPROCESSED"
+    """The operator's program has run, if there is one, and the argument list is known."""
     PREPROCESS_FAILED = "PREPROCESS_FAILED"
+    """The operator's program failed, or a configuration file holds what is not allowed."""
     SUBMITTING = "SUBMITTING"
+    """The intent to submit is durable; the batch system's answer is not."""
     SUBMITTED = "SUBMITTED"
+    """The batch system took it."""
     SUBMIT_FAILED = "SUBMIT_FAILED"
+    """The batch system will not take it."""
     SUBMIT_DISABLED = "SUBMIT_DISABLED"
+    """A dry run ends here: everything was done but the submission."""
     QUEUED = "QUEUED"
+    """It waits in the batch system."""
     HELD = "HELD"
+    """It is held in the batch system."""
     RUNNING = "RUNNING"
+    """It runs."""
     LOST = "LOST"
+    """It started, and nobody knows of it any more; alarmed, and reversed by any evidence."""
     EXECUTION_FINISHED = "EXECUTION_FINISHED"
+    """It ended with exit code 0."""
     EXECUTION_FAILED = "EXECUTION_FAILED"
+    """It ended in any other way."""
     POSTPROCESSED = "POSTPROCESSED"
+    """The operator's program has run, if there is one."""
     POSTPROCESS_FAILED = "POSTPROCESS_FAILED"
+    """The operator's program failed."""
     STAGED_OUT = "STAGED_OUT"
+    """Its output was delivered, and compared."""
     STAGE_OUT_FAILED = "STAGE_OUT_FAILED"
+    """Its output could not be delivered."""
     JOB_FINISHED = "JOB_FINISHED"
+    """It is done."""
     JOB_FAILED = "JOB_FAILED"
+    """It ended without success; it can be resumed at the step that failed."""
     JOB_CANCELLED = "JOB_CANCELLED"
+    """It ended because somebody asked for that."""
     JOB_REJECTED = "JOB_REJECTED"
+    """Its definition was refused; it never was a job."""
 
 
 class Intent(StrEnum):
@@ -393,19 +432,31 @@ class StatusMessage:
     """Report one change of state; `sequence` counts up by one per job."""
 
     job_id: str | int
+    """The sender's own id of the job where it gave one, else ours."""
     argo_job_id: int | None
+    """As in the definition."""
     site: str
+    """The site that reports."""
     name: str
+    """As in the definition."""
     owner: str
+    """The user that the broker vouched for, or the site's default owner."""
     state: JobState
+    """Where the job is now."""
     previous_state: JobState | None
+    """Where it was before; null for its first status."""
     sequence: int
+    """Counts up by one per job, from 1."""
     time: str
     """ISO 8601, UTC."""
     message: str
+    """What happened, or why the job waits or failed."""
     batch_id: str | None
+    """The batch system's id of the latest attempt."""
     exit_code: int | None
+    """Of the latest attempt, once it has ended."""
     attempt: int
+    """The number of the latest attempt; 0 before the first."""
 
 
 def printable(text: str) -> str:
