@@ -49,10 +49,13 @@ class MessagingTable:
     """``[messaging]``: the broker, and where definitions come from and status goes to."""
 
     url: str
+    """Of the broker; its scheme names the driver: ``sqlite:///path``."""
     exchange: Name = "hpc"
+    """The exchange that everything goes through."""
     queue: Name | None = None
     """Queue and routing key of job definitions; the site's name where not given."""
     status_key: Name = "balsam_job_status"
+    """The routing key of status messages."""
     settings: Settings = Factory(dict)
     """The driver's own keys."""
 
@@ -67,8 +70,11 @@ class SchedulingTable:
     """``[scheduling]``: the batch system, and what users may set of it."""
 
     driver: Name
+    """The name of an installed driver: ``edgecore drivers`` lists them."""
     options: Mapping[Name, Option] = Factory(dict)
+    """What users may set of the batch system through their ``scheduler_config``, by name and type."""
     settings: Settings = Factory(dict)
+    """The driver's own keys."""
 
 
 @frozen(kw_only=True)
@@ -76,7 +82,9 @@ class TransferTable:
     """One ``[[transfer]]``: URLs below this prefix are allowed, and this is how they are reached."""
 
     prefix: str
+    """The beginning of URLs that jobs may use; its scheme names the driver."""
     settings: Settings = Factory(dict)
+    """The driver's own keys."""
 
     @property
     def scheme(self) -> str:
@@ -95,6 +103,7 @@ class LauncherTable:
     """``[launchers.NAME]``: what starts an application on its nodes."""
 
     arguments: tuple[str, ...]
+    """Stand before the application's; ``{nodes}``, ``{processes}`` and ``{processes_per_node}`` are filled in."""
 
 
 @frozen(kw_only=True)
@@ -112,7 +121,9 @@ class ScriptTable:
     """``[script]``: the operator's own shell lines around every application."""
 
     prologue: str = ""
+    """Before the application, such as ``. /etc/profile.d/modules.sh``."""
     epilogue: str = ""
+    """After the application, whatever its end."""
 
 
 @frozen(kw_only=True)
@@ -120,11 +131,17 @@ class Defaults:
     """``[defaults]``: what a definition gets for keys that it leaves out."""
 
     queue: BatchWord | None = None
+    """The batch system's queue or partition."""
     project: BatchWord | None = None
+    """The account to be charged."""
     wall_time_minutes: Count = 60
+    """After so many minutes the batch system ends a job."""
     num_nodes: Count = 1
+    """How many nodes."""
     processes_per_node: Count = 1
+    """How many processes on each node."""
     retries: Annotated[int, Between(0, 100)] = 0
+    """Further attempts after an execution that failed."""
 
 
 @frozen(kw_only=True)
@@ -134,8 +151,11 @@ class Limits:
     max_queued: Count | None = None
     """Jobs given to the batch system that do not run yet."""
     max_nodes: Count | None = None
+    """Nodes that one job may ask for."""
     max_wall_time_minutes: Count | None = None
+    """Walltime that one job may ask for."""
     max_message_bytes: Annotated[int, Between(1_000, 100_000_000)] = 1_048_576
+    """A longer message is refused."""
     max_transfer_bytes: Annotated[int, Between(1, 2**63)] | None = None
     """What one job may stage in, and what it may stage out."""
     staging: Annotated[int, Between(1, 64)] = 4
@@ -167,7 +187,9 @@ class Retry:
     """``[retry]``: back-off of actions that failed for a passing reason."""
 
     first_s: Annotated[float, Between(0.01, 86_400)] = 10
+    """Before the first repetition; each further wait is longer."""
     longest_s: Annotated[float, Between(0.01, 86_400)] = 600
+    """No wait is longer."""
     tries: Annotated[int, Between(1, 1000)] = 10
     """After so many failures in a row of one step, the step has failed."""
 
@@ -177,7 +199,9 @@ class Retention:
     """``[retention]``: how long directories of settled jobs are kept; the store's rows stay."""
 
     keep_days: Annotated[float, Between(0, 36_500)] = 30
+    """Days after the end of a job that finished or was cancelled."""
     keep_failed_days: Annotated[float, Between(0, 36_500)] = 90
+    """Days after the end of a job that failed, during which it can be resumed."""
 
 
 @frozen(kw_only=True)
@@ -185,6 +209,7 @@ class PluginsTable:
     """``[plugins]``: layers and listeners, active only when named here."""
 
     enabled: tuple[str, ...] = ()
+    """Names of installed layers and listeners, which are active only when they stand here."""
     settings: Mapping[str, Settings] = Factory(dict)
     """``[plugins.NAME]``: each one's own keys."""
 
@@ -194,11 +219,15 @@ class SiteConfig:
     """Everything that one Balsam needs to know."""
 
     site: Name
+    """The name that jobs address."""
     work_directory: Path
+    """Every job gets a directory below it. Relative paths begin at the file's directory."""
     store: Path
+    """The SQLite file with all that the service knows."""
     messaging: MessagingTable
     scheduling: SchedulingTable
     store_mode: Literal["wal", "rollback"] = "wal"
+    """``wal`` wants a local disk; ``rollback`` is for those who have only a network file system."""
     owner: Name = "local"
     """Owner of jobs whose sender the broker does not vouch for."""
     transfer: tuple[TransferTable, ...] = ()

@@ -216,10 +216,15 @@ class Parameter:
     """Declare one value that a user may set: its type, its range, its default."""
 
     type: _ValueType
+    """What a value must be; a path is relative and stays in the job's directory."""
     description: Description = ""
+    """For people."""
     minimum: float | None = None
+    """The least number."""
     maximum: float | None = None
+    """The greatest number."""
     choices: tuple[Value, ...] = ()
+    """The values that are allowed; empty: any of the type."""
     pattern: str | None = None
     """A regular expression that a string must match as a whole."""
     default: Value | tuple[Value, ...] | None = None
@@ -242,14 +247,19 @@ class Application:
     """Register a program that users may run, and the values that they may give it."""
 
     name: Name
+    """The name by which definitions ask for it."""
     executable: str
+    """The program, as an absolute path on the execution host."""
     description: Description = ""
+    """For people."""
     arguments: tuple[str, ...] = ()
     """Argument list; ``{parameter}`` stands for a value, alone or inside an argument."""
     launcher: Name | None = None
     """One of the site's launchers, or none to run the executable itself."""
     preprocess: str | None = None
+    """A program of the operator before the submission; its argument is the path of ``job.json``."""
     postprocess: str | None = None
+    """A program of the operator after an execution that succeeded; as `preprocess`."""
     config_script: str | None = None
     """A program that builds the argument list instead: gets file names, prints a JSON array."""
     directory: str | None = None
@@ -257,10 +267,13 @@ class Application:
     restartable: bool = False
     """Whether the batch system may start the same attempt again after it was interrupted."""
     max_nodes: Count | None = None
+    """Nodes that one job of it may ask for."""
     max_wall_time_minutes: Count | None = None
+    """Walltime that one job of it may ask for."""
     script_timeout_s: Annotated[float, Between(1, 86_400)] = 600.0
     """Limit in seconds for preprocess, postprocess and config_script, each."""
     parameters: Mapping[Name, Parameter] = Factory(dict)
+    """What users may set, by name."""
 
 
 @frozen
