@@ -20,7 +20,8 @@ from edgecore.builtin.fork_spool import lock_file
 PACKAGE: Final = Path(str(edgecore.__file__)).parent
 
 LAYERS: Final = (
-    {"errors", "models", "clock", "wakeup", "lanes", "backoff", "migrations", "batch"},
+    {"errors", "models", "clock", "wakeup", "processes", "lanes", "backoff", "migrations", "batch"},
+    {"directories"},
     {"states", "hookspecs", "commands", "serial", "evidence", "store_file", "alarms", "loop"},
     {"relays", "layers", "settings", "rows", "desk"},
     {"drivers", "applications", "reader", "store"},
@@ -37,13 +38,14 @@ LAYERS: Final = (
 )
 """Each module imports only from layers above its own line, or from its own package."""
 
-FOR_DRIVERS: Final = {"errors", "models", "hookspecs", "commands", "clock", "wakeup"}
+FOR_DRIVERS: Final = {"errors", "models", "hookspecs", "commands", "clock", "directories", "processes", "wakeup"}
 """What `builtin` imports; drivers in packages of their own do with less."""
 
 DEPENDENCIES: Final = {
     "attrs": {"*"},
     "cattrs": {"serial"},
     "click": {"cli"},
+    "hypothesis": {"testing"},
     "packaging": {"drivers"},
     "pika": {"builtin.rabbitmq"},
     "pluggy": {"hookspecs", "relays"},
@@ -52,7 +54,7 @@ DEPENDENCIES: Final = {
     "sqlite_utils": {"migrations"},
     "stevedore": {"drivers"},
     # of the standard library
-    "subprocess": {"commands"},
+    "subprocess": {"commands", "testing"},
     "socket": {"store_file"},  # the name of this host
 }
 
@@ -109,7 +111,7 @@ def test_a_built_in_driver_uses_what_any_driver_may(module: str) -> None:
     assert set() == {name for name in ours(module) if not name.startswith("builtin.")} - FOR_DRIVERS
 
 
-@pytest.mark.parametrize("module", ["builtin.fork_supervisor", "builtin.fork_spool", "wakeup"])
+@pytest.mark.parametrize("module", ["builtin.fork_supervisor", "builtin.fork_spool", "wakeup", "processes"])
 def test_the_supervisor_of_jobs_needs_the_standard_library_alone(module: str) -> None:
     others = {name.split(".")[0] for name in imports(MODULES[module])} - {"edgecore"}
     assert set() == others - sys.stdlib_module_names

@@ -1,27 +1,29 @@
-"""Run a service that kills itself with SIGKILL at a named point of a job's way.
+"""Run a service for a test: one that kills itself with SIGKILL at a named point of a job's way, if wanted.
 
-Run as a program: ``doomed.py POINT COUNT SITE.toml`` dies when the point is passed for the
-COUNTth time. The seams of the product are wrapped here, so that the product holds no code for it.
+Run as a program by `edgecore.testing.site`. The seams of the product are wrapped here, so that the product
+holds no code for it. What the batch system's driver answers is checked against the types that it promises.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-import edgecore
-from edgecore import batch, relays, rows, store, store_file
+from edgecore import batch, clock, relays, rows, service, store, store_file
 
-_left = 1
+__all__ = ["POINTS", "main"]
+
+_left = 0
+"""How often the point is still to be passed; 0 where nobody is to die."""
 _lock = threading.Lock()
 
 
-def die_here() -> None:
+def _die_here() -> None:
     """Die if it is time."""
     global _left
     with _lock:
@@ -37,7 +39,7 @@ def _after(owner: Any, name: str) -> None:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         result = real(*args, **kwargs)
         if result:
-            die_here()
+            _die_here()
         return result
 
     setattr(owner, name, wrapped)
@@ -47,7 +49,7 @@ def _before(owner: Any, name: str) -> None:
     real = getattr(owner, name)
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        die_here()
+        _die_here()
         return real(*args, **kwargs)
 
     setattr(owner, name, wrapped)
@@ -58,7 +60,7 @@ def _after_prepare() -> None:
 
     def prepare(self: batch.RunDirectory, script: bytes) -> None:
         real(self, script)
-        die_here()
+        _die_here()
 
     batch.RunDirectory.prepare = prepare  # type: ignore[method-assign]
 
@@ -75,13 +77,13 @@ def _around_commit(state: str, *, after: bool) -> Callable[[], None]:
             seen.state = getattr(seen, "state", False) or job.state == state
 
         rows.write_history = write_history
-        together = store.Store._write_together
+        together = store.Store._write_together  # noqa: SLF001
 
         def write_together(self: Any, items: Any) -> None:
             together(self, items)
             if getattr(seen, "state", False):
                 seen.state = False
-                die_here()
+                _die_here()
 
         transaction = store_file.transaction
 
@@ -89,7 +91,7 @@ def _around_commit(state: str, *, after: bool) -> Callable[[], None]:
             return _Dying(transaction(connection), seen)
 
         if after:
-            store.Store._write_together = write_together  # type: ignore[method-assign]
+            store.Store._write_together = write_together  # type: ignore[method-assign]  # noqa: SLF001
         else:
             store_file.transaction = watched
 
@@ -106,7 +108,7 @@ class _Dying:
     def __exit__(self, *error: Any) -> Any:
         if getattr(self.seen, "state", False):
             self.seen.state = False
-            die_here()
+            _die_here()
         return self.inner.__exit__(*error)
 
 
@@ -151,9 +153,32 @@ POINTS: Final[dict[str, Callable[[], None]]] = {
 }
 
 
-if __name__ == "__main__":
-    point, count, site = sys.argv[1:]
-    _left = int(count)
+def _go_ahead(seconds: float) -> None:
+    """Let the service's clock go before ours."""
+    real = clock.Clock.now
+
+    def now(self: clock.Clock) -> int:
+        return real(self) + round(seconds * 1e6)
+
+    clock.Clock.now = now  # type: ignore[method-assign]
+
+
+def main() -> None:
+    """Run the service of one site until it is told to stop, or dies."""
+    global _left
+    parser = argparse.ArgumentParser()
+    parser.add_argument("site")
+    parser.add_argument("--ahead", type=float, default=0.0)
+    parser.add_argument("--die", nargs=2, metavar=("POINT", "COUNT"))
+    options = parser.parse_args()
     logging.basicConfig(level="INFO")
-    POINTS[point]()
-    edgecore.run_site(site)
+    _go_ahead(options.ahead)
+    if options.die:
+        point, count = options.die
+        _left = int(count)
+        POINTS[point]()
+    service.run_site(options.site)
+
+
+if __name__ == "__main__":
+    main()
