@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Final
 
 from edgecore import migrations
+from edgecore.directories import NETWORK_FILE_SYSTEMS, file_system_of
 from edgecore.errors import StoreError, StoreLocked, StoreUnusable
 
 __all__ = [
     "check_place",
     "connect",
     "explained",
-    "file_system_of",
+    "holder",
     "is_running",
     "lock",
     "open_for_writing",
@@ -36,23 +37,6 @@ _OLDEST_SQLITE: Final = (3, 34, 0)
 _BUSY_S: Final = 30.0
 _LOOKS: Final = 5
 _LOOK_S: Final = 0.02
-_NETWORK_FILE_SYSTEMS: Final = frozenset(
-    {
-        "nfs",
-        "nfs4",
-        "cifs",
-        "smb3",
-        "lustre",
-        "gpfs",
-        "beegfs",
-        "ceph",
-        "afs",
-        "fuse.sshfs",
-        "panfs",
-        "pvfs2",
-        "9p",
-    }
-)
 
 
 def wake_directory(store: Path) -> Path:
@@ -70,28 +54,11 @@ def check_place(path: Path, mode: str) -> None:
     if not path.parent.is_dir():
         raise StoreUnusable(f"{path}: the directory {path.parent} does not exist; make it first")
     kind = file_system_of(path.parent)
-    if mode == "wal" and kind in _NETWORK_FILE_SYSTEMS:
+    if mode == "wal" and kind in NETWORK_FILE_SYSTEMS:
         raise StoreUnusable(
             f"{path} is on a network file system ({kind}), where the default mode of the store is not safe; "
             'put the store on a local disk, or set store_mode = "rollback"'
         )
-
-
-def file_system_of(directory: Path) -> str:
-    """Return the type of the file system that a directory is on; empty where it is unknown."""
-    try:
-        lines = Path("/proc/self/mounts").read_text(errors="replace").splitlines()
-    except OSError:
-        return ""
-    best, kind = "", ""
-    place = os.path.realpath(directory)
-    for line in lines:
-        _, mount, found, *_ = line.split(" ")
-        mount = mount.replace("\\040", " ")
-        inside = place == mount or place.startswith(mount.rstrip("/") + "/")
-        if inside and len(mount) >= len(best):
-            best, kind = mount, found
-    return kind
 
 
 # --------------------------------------------------------------------------------- lock
@@ -143,6 +110,14 @@ def is_running(store: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def holder(store: Path) -> str:
+    """Return what the last service that locked a store wrote about itself; empty where nothing can be read."""
+    try:
+        return _lock_file(store).read_bytes()[:200].decode(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def _lock_file(store: Path) -> Path:

@@ -163,7 +163,7 @@ class TestTheHookThatMayBeLeftOut:
     def test_a_layer_may_add_to_it_and_does_not_stand_for_the_driver(self) -> None:
         class Adds(Scheduling):
             @hookimpl(wrapper=True)
-            def diagnose(self) -> Generator[None, Sequence[Finding], Sequence[Finding]]:
+            def diagnose(self) -> Generator[None, Sequence[Finding], Sequence[Finding]]:  # type: ignore[override]
                 return (*(yield), Finding("policy", Level.OK, "kept"))
 
         def subjects(driver: Batch) -> list[str]:

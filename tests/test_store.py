@@ -22,12 +22,13 @@ from packages import Environment, build_wheel
 from edgecore import migrations, store_file
 from edgecore.clock import Clock
 from edgecore.desk import Desk
+from edgecore.directories import file_system_of
 from edgecore.errors import StoreError, StoreLocked, StoreUnusable
 from edgecore.models import Application, Attempt, Intent, Job, JobDefinition, JobState
 from edgecore.reader import Reader
 from edgecore.rows import TransferRecord
 from edgecore.store import Change, Route, Store
-from edgecore.store_file import connect, file_system_of, is_running
+from edgecore.store_file import connect, is_running
 
 S = JobState
 TESTS = Path(__file__).parent
