@@ -71,11 +71,8 @@ def owner_of(uid: int) -> str:
 
 def size_words(size_bytes: float) -> str:
     """Write a size for people: ``1.5 GiB``."""
-    for power, unit in enumerate(_UNITS):
-        size = size_bytes / 1024**power
-        if size < 1023.95:
-            break
-    return f"{size:,.1f} {unit}" if power else f"{size:,.0f} {unit}"
+    power = next((n for n in range(len(_UNITS) - 1) if size_bytes < 1023.95 * 1024**n), len(_UNITS) - 1)
+    return f"{size_bytes / 1024**power:,.{1 if power else 0}f} {_UNITS[power]}"
 
 
 @frozen(kw_only=True)

@@ -36,13 +36,16 @@ from attrs import define, field
 from edgecore.builtin.fork_spool import VERSION, bells, connect, has_work, supervised, transaction
 from edgecore.clock import Clock
 from edgecore.commands import CommandNotFound, run
+from edgecore.directories import DirectoryCheck
 from edgecore.errors import ConfigurationError, Problem, SchedulerUnavailable
 from edgecore.hookspecs import Scheduling, hookimpl
 from edgecore.models import (
     Answer,
     Between,
     Closed,
+    Finding,
     Group,
+    Level,
     NativeState,
     Observation,
     Reference,
@@ -135,11 +138,14 @@ class ForkScheduling(Scheduling):
         if version != VERSION:
             self.close()
             raise self._misplaced(f"holds jobs of layout {version}, this edgecore reads {VERSION}")
+        # Who only looks must not change what a supervisor works by, nor have waiting jobs start.
+        how = "INSERT OR IGNORE" if site.examining else "INSERT OR REPLACE"
         with self._writing() as database:
             values = {"slots": self.slots * self.nodes, "kill_grace_s": self.kill_grace_s}
             values |= {"keep_days": self.keep_days, "idle_s": self.idle_s}
-            database.executemany("INSERT OR REPLACE INTO settings VALUES (?, ?)", values.items())
-        self._supervise()
+            database.executemany(f"{how} INTO settings VALUES (?, ?)", values.items())
+        if not site.examining:
+            self._supervise()
         return SchedulingProfile(
             batch_id_text="$EDGECORE_FORK_ID",
             max_group=1000,
@@ -224,6 +230,36 @@ class ForkScheduling(Scheduling):
                     database.execute("UPDATE jobs SET state = 'QUEUED' WHERE id = ?", (job,))
         self._wake()
         return Answer(accepted=tuple(reference.tag for reference in references))
+
+    @hookimpl
+    def diagnose(self) -> Sequence[Finding]:
+        """Compare the slots with this host, look at the spool, and see to it that waiting jobs have a supervisor."""
+        with self._reading() as database:
+            counted: Mapping[str, int] = dict(
+                database.execute("SELECT state, count(*) FROM jobs GROUP BY state")
+            )
+            work = has_work(database)
+            (too_large,) = database.execute(
+                "SELECT count(*) FROM jobs WHERE state = 'QUEUED' AND slots > ?", (self.slots * self.nodes,)
+            ).fetchone()
+        with self._answering():
+            lives = supervised(self._place)
+        jobs = ", ".join(
+            f"{counted.get(state, 0)} {state.lower()}" for state in ("RUNNING", "QUEUED", "HELD")
+        )
+        return (
+            self._slots_finding(),
+            *DirectoryCheck(subject="spool", path=self._place, local=True).findings(),
+            _supervisor_finding(lives, work, jobs),
+            *([_too_large_finding(too_large, self.slots * self.nodes)] if too_large else []),
+        )
+
+    def _slots_finding(self) -> Finding:
+        total, processors = self.slots * self.nodes, _slots()
+        found = f"{total} slots ({self.nodes} x {self.slots}) on a host with {processors} processors"
+        if total <= processors:
+            return Finding("slots", Level.OK, found)
+        return Finding("slots", Level.WARNING, found, "lower slots, or jobs will slow each other down")
 
     @hookimpl
     def close(self) -> Closed:
@@ -369,6 +405,18 @@ class ForkScheduling(Scheduling):
             "spool", f"{self._place}, which {found}", "name a directory that this user can write"
         )
         return ConfigurationError("scheduling driver fork", [problem])
+
+
+def _supervisor_finding(lives: bool, work: bool, jobs: str) -> Finding:
+    if work and not lives:
+        remedy = "run the service: it starts a supervisor, which starts them"
+        return Finding("supervisor", Level.WARNING, f"none lives; jobs: {jobs}", remedy)
+    return Finding("supervisor", Level.OK, f"{'lives' if lives else 'is not needed'}; jobs: {jobs}")
+
+
+def _too_large_finding(count: int, total: int) -> Finding:
+    found = f"{count} waiting jobs want more than the {total} slots that there are"
+    return Finding("waiting jobs", Level.WARNING, found, "cancel them, or raise slots or nodes")
 
 
 def _by_chunks(database: sqlite3.Connection, query: str, values: Sequence[object]) -> Iterator[_Row]:

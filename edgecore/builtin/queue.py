@@ -33,14 +33,24 @@ from typing import Final
 
 from attrs import define, field
 
-from edgecore.builtin.queue_file import FIND_QUEUE, QueueFile, in_words, misconfigured, path_of
+from edgecore.builtin.queue_file import (
+    FIND_QUEUE,
+    REJECTED,
+    QueueFile,
+    count_findings,
+    in_words,
+    misconfigured,
+    path_of,
+)
 from edgecore.clock import Clock
+from edgecore.directories import DirectoryCheck
 from edgecore.errors import BrokerUnavailable
 from edgecore.hookspecs import Messaging, hookimpl
 from edgecore.models import (
     Closed,
     Declared,
     Delivery,
+    Finding,
     MessagingProfile,
     OutgoingMessage,
     SendReport,
@@ -57,7 +67,6 @@ _LOOK_S: Final = 1.0
 """How often a waiting consumer looks by itself: for lost wake-ups and dead consumers."""
 _BATCH_BYTES: Final = 32 * 1024 * 1024
 """A batch ends with the message that makes it larger than this, to bound our memory."""
-_REJECTED: Final = ".rejected"
 
 # Every statement that runs while messages flow; a test explains that none of them scans.
 _FIND_EXCHANGE: Final = "SELECT 1 FROM exchanges WHERE name = ?"
@@ -210,6 +219,13 @@ class SqliteMessaging(Messaging):
         if verdict is not Verdict.ACCEPT:
             session.ring(changed)
         return Settled(count=count)
+
+    @hookimpl
+    def diagnose(self) -> Sequence[Finding]:
+        """Look at the file and its directory, and count what waits and what was refused."""
+        file = self._opened().file
+        place = DirectoryCheck(subject="queue directory", path=file.path.parent, local=True)
+        return (*place.findings(), *count_findings(file))
 
     @hookimpl
     def close(self) -> Closed:
@@ -456,10 +472,10 @@ def _make_queue(connection: sqlite3.Connection, name: str) -> int:
     """Return the number of a queue, made with the queue for what is refused there if it is new."""
     for (number,) in connection.execute(FIND_QUEUE, (name,)):
         return int(number)
-    rejected = None if name.endswith(_REJECTED) else _make_queue(connection, name + _REJECTED)
+    rejected = None if name.endswith(REJECTED) else _make_queue(connection, name + REJECTED)
     connection.execute("INSERT INTO queues (name, rejected) VALUES (?, ?)", (name, rejected))
     return _make_queue(connection, name)
 
 
 def _goes_to(queue: str, verdict: Verdict) -> str:
-    return queue + _REJECTED if verdict is Verdict.REFUSE and not queue.endswith(_REJECTED) else queue
+    return queue + REJECTED if verdict is Verdict.REFUSE and not queue.endswith(REJECTED) else queue

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, unquote_to_bytes
 
+from edgecore.directories import size_words
 from edgecore.errors import BrokerUnavailable, ConfigurationError, Problem
+from edgecore.models import Finding, Level
 
-__all__ = ["FIND_QUEUE", "QueueFile", "in_words", "misconfigured", "path_of"]
+__all__ = ["FIND_QUEUE", "REJECTED", "QueueFile", "count_findings", "in_words", "misconfigured", "path_of"]
 
 _WAL_BYTES: Final = 16 * 1024 * 1024
 _APPLICATION_ID: Final = 0x65644751
@@ -57,6 +59,12 @@ END;
 """
 
 FIND_QUEUE: Final = "SELECT id FROM queues WHERE name = ?"
+REJECTED: Final = ".rejected"
+"""Added to a queue's name, it names the queue of what was refused there."""
+_COUNT: Final = (
+    "SELECT q.name, count(*) FROM messages m JOIN queues q ON q.id = m.queue GROUP BY q.id ORDER BY q.name"
+)
+_LAST_REASON: Final = "SELECT m.reason FROM messages m JOIN queues q ON q.id = m.queue WHERE q.name = ? ORDER BY m.id DESC LIMIT 1"
 _QUEUE_NAMES: Final = "SELECT name FROM queues ORDER BY name"
 
 
@@ -181,6 +189,31 @@ def _identity(path: Path) -> tuple[int, int]:
 def misconfigured(found: str, allowed: str, path: str = "url") -> ConfigurationError:
     """Make the error for one thing that the operator must correct."""
     return ConfigurationError("messaging", [Problem(path, found, allowed)])
+
+
+def count_findings(file: QueueFile) -> Iterator[Finding]:
+    """Tell what is in the queues; refused messages wait there for a person."""
+    counted = {str(name): int(count) for name, count in file.read(_COUNT, ())}
+    size = sum(each.stat().st_size for each in _parts(file.path) if each.exists())
+    words = ", ".join(
+        f"{count:,} in {name}" for name, count in counted.items() if not name.endswith(REJECTED)
+    )
+    yield Finding("queue file", Level.OK, f"{file.path}: {size_words(size)}; messages: {words or 'none'}")
+    for name, count in counted.items():
+        if name.endswith(REJECTED):
+            remedy = f"find out who sends them; they stay in the queue {name} until somebody takes them"
+            words = f"{count:,} refused messages wait in {name}; the last one: {_last_reason(file, name)}"
+            yield Finding("dead letters", Level.WARNING, words, remedy)
+
+
+def _last_reason(file: QueueFile, queue: str) -> str:
+    for (reason,) in file.read(_LAST_REASON, (queue,)):
+        return str(reason)[:200] or "no reason is noted"
+    return "taken meanwhile"
+
+
+def _parts(path: Path) -> tuple[Path, ...]:
+    return (path, path.with_name(f"{path.name}-wal"))
 
 
 _ADVICE: Final = {
