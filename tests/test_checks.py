@@ -19,7 +19,9 @@ from edgecore.models import (
     Closed,
     Declared,
     Delivery,
+    Finding,
     Group,
+    Level,
     MessagingProfile,
     Name,
     NativeState,
@@ -53,6 +55,7 @@ SITE = SiteContext(site="theta", work_directory=HERE)
 NOW = time.time_ns() // 1000
 SEEN = Observation(state=NativeState.ENDED, native_state="CD", batch_id="17", exit_code=0)
 REPORT = TransferReport(files=2, size_bytes=10, verified="size")
+FOUND = Finding("server", Level.WARNING, "it is slow", "look at its load")
 DELIVERY = Delivery(token="t1", queue="theta", body=b"{}")
 
 
@@ -104,6 +107,10 @@ class Batch(Scheduling):
     @hookimpl
     def release(self, references: Sequence[Reference]) -> Answer:
         return self.say("release", Answer(accepted=("e1a1",)))  # type: ignore[no-any-return]
+
+    @hookimpl
+    def diagnose(self) -> Sequence[Finding]:
+        return self.say("diagnose", [FOUND])  # type: ignore[no-any-return]
 
     @hookimpl
     def close(self) -> Closed:
@@ -197,6 +204,7 @@ def batch(hook: str, **answers: object) -> object:
         "hold": lambda: relay.hold(references=one),
         "release": lambda: relay.release(references=one),
         "close": relay.close,
+        "diagnose": relay.diagnose,
     }
     return asked[hook]()
 
@@ -230,7 +238,9 @@ def post(hook: str, **answers: object) -> object:
 # ------------------------------------------------------------------------------- right answers
 
 
-@pytest.mark.parametrize("hook", ["submit", "observe", "find", "cancel", "hold", "release", "close"])
+@pytest.mark.parametrize(
+    "hook", ["submit", "observe", "find", "cancel", "hold", "release", "diagnose", "close"]
+)
 def test_a_right_answer_of_a_scheduling_driver_passes_as_it_is(hook: str) -> None:
     assert batch(hook) is not None
 
@@ -296,6 +306,8 @@ def spoilt(**fields: Any) -> dict[str, Observation]:
         ("hold", Answer(accepted=("e1a1",), refused={"e1a1": "x"}), r"found 'e1a1' twice"),
         ("release", Answer(refused={"e1a1": ""}), r"refused\['e1a1'\]: found '', expected words"),
         ("release", Answer(accepted=("e1a1", "x")), r"found 'x', expected only what was asked for"),
+        ("diagnose", [but(FOUND, remedy="")], r"answer\[0\]\.remedy: found '', expected words"),
+        ("diagnose", [but(FOUND, level="ok")], r"answer\[0\]\.level: found 'ok' \(str\), expected Level"),
         ("close", None, r"close: answer: found None, expected Closed"),
     ],
 )  # fmt: skip

@@ -27,6 +27,7 @@ from edgecore.errors import (
     SchedulerUnavailable,
     TransferInterrupted,
     TransferRefused,
+    Unavailable,
 )
 from edgecore.hookspecs import Messaging, Scheduling, Transfer, hookimpl
 from edgecore.models import (
@@ -34,6 +35,7 @@ from edgecore.models import (
     Closed,
     Declared,
     Delivery,
+    Finding,
     Group,
     MessagingProfile,
     Observation,
@@ -94,6 +96,13 @@ class TypeChecked:
         with _only("open", SchedulerUnavailable, BrokerUnavailable, ConfigurationError):
             answer = yield
         return _right("open", answer, SchedulingProfile | TransferProfile | MessagingProfile)
+
+    @hookimpl(wrapper=True)
+    def diagnose(self) -> Generator[None, Sequence[Finding], Sequence[Finding]]:
+        """Check the findings, where a driver looks for any."""
+        with _only("diagnose", Unavailable):
+            answer = yield
+        return _right("diagnose", answer, _answer_of(Scheduling.diagnose))
 
     @hookimpl(wrapper=True)
     def close(self) -> Generator[None, Closed, Closed]:

@@ -15,6 +15,8 @@ from edgecore.errors import Problem
 from edgecore.models import (
     Answer,
     Delivery,
+    Finding,
+    Level,
     MessagingProfile,
     NativeState,
     Observation,
@@ -81,6 +83,13 @@ def _answer(value: Answer) -> Iterator[Problem]:
         yield from _words(f"refused[{tag!r}]", reason)
 
 
+def _finding(value: Finding) -> Iterator[Problem]:
+    yield from _words("subject", value.subject)
+    yield from _words("message", value.message)
+    if value.level is not Level.OK:
+        yield from _words("remedy", value.remedy)
+
+
 def _scheduling(value: SchedulingProfile) -> Iterator[Problem]:
     yield from _word("batch_id_text", value.batch_id_text)
     if re.search(r'(?<!\\)"|`', value.batch_id_text):
@@ -130,6 +139,7 @@ def _settled(value: Settled) -> Iterator[Problem]:
 _RULES: Final[Mapping[type, Callable[[Any], Iterator[Problem]]]] = {
     Answer: _answer,
     Delivery: _delivery,
+    Finding: _finding,
     MessagingProfile: _messaging,
     Observation: _observation,
     ProbeReport: _probe,
