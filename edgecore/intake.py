@@ -27,8 +27,19 @@ from edgecore.control import Control
 from edgecore.drivers import MessagingRelay
 from edgecore.engine import Engine
 from edgecore.errors import DefinitionError, EdgeError, Problem
-from edgecore.models import ControlMessage, Delivery, Job, JobDefinition, JobState, RoutingKey, Verdict
+from edgecore.logs import about
+from edgecore.models import (
+    ControlMessage,
+    Delivery,
+    Job,
+    JobDefinition,
+    JobState,
+    RoutingKey,
+    Verdict,
+    printable,
+)
 from edgecore.reader import Reader
+from edgecore.rows import Rejection
 from edgecore.store import REPEATED_WITHIN_US, Change, Store, status_of
 
 __all__ = ["Intake"]
@@ -38,6 +49,7 @@ log = logging.getLogger(__name__)
 _MOST_AT_ONCE: Final = 200
 _WAIT_S: Final = 1.0
 _LONGEST_ID: Final = 255
+_EXCERPT_BYTES: Final = 2_000
 _DURABLE_S: Final = 5.0
 """How long to wait until a request is durable; then it goes back to the broker."""
 
@@ -175,7 +187,8 @@ class Intake:
         new = [item.job for item in written if item.written.result() == item.job.id]
         for item in written:
             if item.written.result() != item.job.id:
-                log.info("%s repeats job %d", self._source(item.delivery), item.written.result())
+                known = item.written.result()
+                log.info("%s repeats job %d", self._source(item.delivery), known, extra={"job": known})
         self.engine.on_commit()
         self.engine.add(new, new=True)
         accepted = [item.delivery for item in written if not item.refusal]
@@ -218,11 +231,19 @@ class Intake:
         owner = self._owner(delivery)
         digest = _digest(delivery.body)
         reasons = "; ".join(map(str, error.problems))
-        log.warning("%s from %s is rejected: %s", error.source, owner, reasons)
         message = f"{reasons} (message id {_shown(delivery.message_id)}, sha256 {digest})"
         job = self._new(owner, self.admission.what_can_be_read(delivery.body), JobState.JOB_REJECTED, message)
+        log.warning("%s from %s is rejected: %s", error.source, owner, reasons, extra=about(job))
         identity = f"rejected\t{owner}\t{delivery.message_id}\t{digest}"
-        written = self.store.take(identity, Change(None, (job,)), since=self._repeated_since(delivery))
+        rejection = Rejection(
+            message_id=None if delivery.message_id is None else printable(delivery.message_id)[:_LONGEST_ID],
+            sha256=digest,
+            size_bytes=len(delivery.body),
+            reasons=tuple(printable(str(problem)) for problem in error.problems),
+            excerpt=delivery.body[:_EXCERPT_BYTES].decode("utf-8", "replace"),
+        )
+        since = self._repeated_since(delivery)
+        written = self.store.take(identity, Change(None, (job,)), since=since, rejection=rejection)
         if delivery.reply_to is not None and _permitted(delivery.reply_to):
             self.store.reply(serial.to_json(status_of(job, self.store.site)), delivery.reply_to)
         return _Taken(delivery, job, written, reasons)
@@ -266,6 +287,7 @@ class Intake:
                 owner,
                 message.command,
                 message.job_id,
+                extra={"job_id": message.job_id, "owner": owner},
             )
             return None
         job = jobs[-1]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VERSION", "migrate", "version"]
 
-VERSION: Final = 1
+VERSION: Final = 3
 """How many migrations there are."""
 
 
@@ -32,6 +32,8 @@ def migrate(connection: sqlite3.Connection) -> None:
 
     migrations = Migrations("edgecore")
     migrations(name="0001_first")(_first)
+    migrations(name="0002_seeing")(_seeing)
+    migrations(name="0003_waiting")(_waiting)
     # A broken plugin of sqlite-utils, installed by somebody for something else, must not stop us.
     migrations.apply(Database(connection, execute_plugins=False))
     connection.execute(f"PRAGMA user_version = {VERSION}")
@@ -45,7 +47,21 @@ def _first(database: Database) -> None:
     database.table("applications").create(
         {"name": str, "entry": str, "changed": int}, pk="name", not_null={"entry", "changed"}
     )
-    for statement in _FIRST.split(";\n"):
+    _execute(database, _FIRST)
+
+
+def _seeing(database: Database) -> None:
+    """Let people choose jobs by owner and application, and see alarms and what was rejected."""
+    _execute(database, _SEEING)
+
+
+def _waiting(database: Database) -> None:
+    """Remember since when an attempt waits, and why it was given up."""
+    _execute(database, _WAITING)
+
+
+def _execute(database: Database, statements: str) -> None:
+    for statement in statements.split(";\n"):
         if statement.strip():
             database.execute(statement)
 
@@ -136,4 +152,28 @@ CREATE TABLE transfers (
     verified TEXT NOT NULL
 );
 CREATE INDEX transfers_job ON transfers (job_id);
+"""
+
+_SEEING: Final = """
+CREATE INDEX jobs_owner ON jobs (owner, id);
+CREATE INDEX jobs_application ON jobs (application, id);
+CREATE TABLE alarms (
+    subject TEXT PRIMARY KEY,
+    message TEXT NOT NULL,
+    raised INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE rejections (
+    job_id INTEGER PRIMARY KEY REFERENCES jobs (id),
+    message_id TEXT,
+    sha256 TEXT NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    reasons TEXT NOT NULL,
+    excerpt TEXT NOT NULL
+);
+"""
+
+_WAITING: Final = """
+ALTER TABLE attempts ADD COLUMN waiting INTEGER;
+ALTER TABLE attempts ADD COLUMN stuck INTEGER;
+ALTER TABLE attempts ADD COLUMN given_up TEXT NOT NULL DEFAULT '';
 """

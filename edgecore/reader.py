@@ -20,10 +20,10 @@ from attrs import frozen
 from edgecore import migrations, serial
 from edgecore.errors import EdgeError, StoreUnusable
 from edgecore.models import Application, Attempt, Intent, Job, JobDefinition, JobState, Plan
-from edgecore.rows import TransferRecord
+from edgecore.rows import Rejection, TransferRecord
 from edgecore.store_file import connect
 
-__all__ = ["HistoryEntry", "OutboxEntry", "Reader", "Request"]
+__all__ = ["Alarm", "HistoryEntry", "OutboxEntry", "Reader", "Request"]
 
 
 @frozen(kw_only=True)
@@ -58,9 +58,22 @@ class Request:
     asked_by: str
 
 
+@frozen(kw_only=True)
+class Alarm:
+    """Something that needs a person, as the service of this store knows it."""
+
+    subject: str
+    """What it is about: ``job`` and our id, or a partner of the service."""
+    message: str
+    raised: int
+
+
 log = logging.getLogger(__name__)
 
-_ATTEMPT: Final = "number, tag, group_tag, group_index, intended, batch_id, submitted, started, ended, exit_code, reason, missed, held"
+_ATTEMPT: Final = (
+    "number, tag, group_tag, group_index, intended, batch_id, submitted, started, ended, exit_code, reason,"
+    " missed, held, waiting, stuck, given_up"
+)
 _JOB: Final = (
     "SELECT jobs.id AS id, owner, definition, state, previous_state, intent, sequence, changed, message,"
     f" retries_used, failures, due, failed_state, plan, {_ATTEMPT}"
@@ -123,7 +136,7 @@ class Reader:
         """Return the jobs that somebody may mean by *public_id*: the sender's id, else ours."""
         sql = f"{_JOB} WHERE sender_id = ? AND (? IS NULL OR owner = ?) ORDER BY jobs.id"
         rows = list(self._ask(sql, (str(public_id), owner, owner)))
-        if not rows and str(public_id).isdecimal() and int(public_id) < 2**63:
+        if not rows and str(public_id).isdecimal() and len(str(public_id)) < 20 and int(public_id) < 2**63:
             sql = f"{_JOB} WHERE jobs.id = ? AND (? IS NULL OR owner = ?)"
             rows = list(self._ask(sql, (int(public_id), owner, owner)))
         return tuple(_job(row) for row in rows)
@@ -142,21 +155,51 @@ class Reader:
             try:
                 job = _job(row)
             except (EdgeError, ValueError) as error:
-                log.error("job %s in the store cannot be understood and is left alone: %s", row["id"], error)
+                words = "job %s in the store cannot be understood and is left alone: %s"
+                log.error(words, row["id"], error, extra={"job": row["id"]})
                 continue
             yield job
 
-    def latest(self, limit: int, *, states: Sequence[JobState] = ()) -> tuple[Job, ...]:
-        """Return up to *limit* jobs, newest first, in any of *states* or in any state at all."""
-        if not states:
-            rows = self._ask(f"{_JOB} ORDER BY jobs.id DESC LIMIT ?", (limit,))
-            return tuple(_job(row) for row in rows)
-        jobs = [
-            _job(row)
-            for state in states
-            for row in self._ask(f"{_JOB} WHERE state = ? ORDER BY jobs.id DESC LIMIT ?", (state, limit))
-        ]
-        return tuple(sorted(jobs, key=lambda job: job.id, reverse=True)[:limit])
+    def latest(
+        self,
+        limit: int,
+        *,
+        states: Sequence[JobState] = (),
+        owner: str | None = None,
+        application: str | None = None,
+        since: int = 0,
+    ) -> tuple[Job, ...]:
+        """Return up to *limit* jobs, newest first: in any of *states*, or in any state at all.
+
+        Only those of that *owner* and *application*, where given, that came at *since* (microseconds UTC) or later.
+        """
+        wanted: dict[str, object] = {"jobs.id >= ?": since}
+        wanted |= {} if owner is None else {"owner = ?": owner}
+        wanted |= {} if application is None else {"application = ?": application}
+        rows: list[sqlite3.Row] = []
+        for chosen in [{"state = ?": state} for state in states] or [{}]:
+            conditions = {**wanted, **chosen}
+            query = f"{_JOB} WHERE {' AND '.join(conditions)} ORDER BY jobs.id DESC LIMIT ?"
+            rows += self._ask(query, (*conditions.values(), limit))
+        rows.sort(key=lambda row: int(row["id"]), reverse=True)
+        return tuple(_job(row) for row in rows[:limit])
+
+    def changes(self) -> int:
+        """Return a number that is another one as soon as anybody has committed a change; costs microseconds."""
+        row = self._one("PRAGMA data_version")
+        assert row is not None
+        return int(row[0])
+
+    def newest(self) -> int:
+        """Return the id of the job that came last; 0 where there is none."""
+        row = self._one("SELECT max(id) FROM jobs")
+        return 0 if row is None or row[0] is None else int(row[0])
+
+    def moving(self, after: int) -> Mapping[int, int]:
+        """Return id -> sequence of every job that is not settled, and of every job with an id above *after*."""
+        rows = list(self._ask("SELECT id, sequence FROM jobs WHERE settled = 0"))
+        rows += self._ask("SELECT id, sequence FROM jobs WHERE id > ?", (after,))
+        return {int(row[0]): int(row[1]) for row in rows}
 
     def counts(self) -> Mapping[JobState, int]:
         """Return how many jobs there are in each state."""
@@ -190,6 +233,16 @@ class Reader:
         rows = self._ask(f"SELECT {_ATTEMPT} FROM attempts WHERE job_id = ? ORDER BY number", (job_id,))
         return tuple(_attempt(row) for row in rows)
 
+    def rejection(self, job_id: int) -> Rejection | None:
+        """Return what is kept of the message that became a rejected job."""
+        row = self._one(
+            "SELECT message_id, sha256, size_bytes, reasons, excerpt FROM rejections WHERE job_id = ?",
+            (job_id,),
+        )
+        return (
+            None if row is None else Rejection(**{**dict(row), "reasons": tuple(json.loads(row["reasons"]))})
+        )
+
     def transfers(self, job_id: int) -> tuple[TransferRecord, ...]:
         """Return the finished transfers of a job, in order."""
         rows = self._ask(
@@ -208,6 +261,22 @@ class Reader:
             (after, limit),
         )
         return tuple(OutboxEntry(**dict(row)) for row in rows)
+
+    def backlog(self, limit: int) -> int:
+        """Return how many messages the broker has not confirmed; counts no further than *limit*."""
+        row = self._one("SELECT count(*) FROM (SELECT 1 FROM outbox ORDER BY id LIMIT ?)", (limit,))
+        assert row is not None
+        return int(row[0])
+
+    def alarms(self) -> tuple[Alarm, ...]:
+        """Return what needs a person now, longest first."""
+        found = [Alarm(**dict(row)) for row in self._ask("SELECT subject, message, raised FROM alarms")]
+        return tuple(sorted(found, key=lambda alarm: alarm.raised))
+
+    def alarm(self, subject: str) -> Alarm | None:
+        """Return the alarm about *subject*, if there is one."""
+        row = self._one("SELECT subject, message, raised FROM alarms WHERE subject = ?", (subject,))
+        return None if row is None else Alarm(**dict(row))
 
     def requests(self, after: int) -> tuple[Request, ...]:
         """Return what operators asked for after the request with that id, in order."""

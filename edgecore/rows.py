@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 
 from attrs import frozen
@@ -11,11 +12,13 @@ from edgecore.models import Attempt, Job
 from edgecore.states import SETTLED
 
 __all__ = [
+    "Rejection",
     "TransferRecord",
     "insert_job",
     "update_job",
     "write_attempt",
     "write_history",
+    "write_rejection",
     "write_transfer",
 ]
 
@@ -32,6 +35,20 @@ class TransferRecord:
     files: int
     size_bytes: int
     verified: str
+
+
+@frozen(kw_only=True)
+class Rejection:
+    """What is kept of a message that was refused, so that people can find it and its writer."""
+
+    message_id: str | None
+    sha256: str
+    """Of the whole body."""
+    size_bytes: int
+    reasons: tuple[str, ...]
+    """Everything that was wrong with it."""
+    excerpt: str
+    """The beginning of the body."""
 
 
 def insert_job(connection: sqlite3.Connection, job: Job) -> None:
@@ -85,7 +102,7 @@ def _changing(job: Job) -> tuple[object, ...]:
 def write_attempt(connection: sqlite3.Connection, job_id: int, attempt: Attempt) -> None:
     """Write an attempt, in place of what was known of it."""
     connection.execute(
-        "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             job_id,
             attempt.number,
@@ -101,6 +118,9 @@ def write_attempt(connection: sqlite3.Connection, job_id: int, attempt: Attempt)
             attempt.reason,
             attempt.missed,
             attempt.held,
+            attempt.waiting,
+            attempt.stuck,
+            attempt.given_up,
         ),
     )
 
@@ -128,5 +148,21 @@ def write_transfer(connection: sqlite3.Connection, job_id: int, record: Transfer
             record.files,
             record.size_bytes,
             record.verified,
+        ),
+    )
+
+
+def write_rejection(connection: sqlite3.Connection, job_id: int, rejection: Rejection) -> None:
+    """Write what is kept of a message that was refused."""
+    connection.execute(
+        "INSERT INTO rejections (job_id, message_id, sha256, size_bytes, reasons, excerpt)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
+        (
+            job_id,
+            rejection.message_id,
+            rejection.sha256,
+            rejection.size_bytes,
+            json.dumps(rejection.reasons),
+            rejection.excerpt,
         ),
     )

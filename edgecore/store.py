@@ -22,8 +22,8 @@ from attrs import field, frozen
 
 from edgecore import rows, serial, store_file
 from edgecore.clock import Clock, iso
-from edgecore.models import Intent, Job, StatusMessage
-from edgecore.rows import TransferRecord
+from edgecore.models import Intent, Job, StatusMessage, printable
+from edgecore.rows import Rejection, TransferRecord
 
 __all__ = [
     "REPEATED_WITHIN_US",
@@ -42,6 +42,7 @@ REPEATED_WITHIN_US: Final = 86_400_000_000
 """How long, in microseconds, an equal content without any id can be a repetition: one day."""
 
 _MOST_AT_ONCE: Final = 500
+_LONGEST_ALARM: Final = 2_000
 
 
 @frozen
@@ -101,11 +102,14 @@ class Store:
         route: Route | None = None,
         mode: str = "wal",
         clock: Clock | None = None,
+        committed: Callable[[int], None] = lambda operations: None,
     ) -> None:
         self.path = path
         self.site = site
         self._route = route
         self._clock = clock or Clock()
+        self._committed = committed
+        """Hears how many operations each transaction has made durable."""
         store_file.check_place(path, mode)
         self._lock = store_file.lock(path)
         try:
@@ -160,9 +164,12 @@ class Store:
         """Write changes together; answers for each whether it was written or was stale."""
         return self._hand(lambda connection: [self._change(connection, change) for change in changes])
 
-    def take(self, identity: str, change: Change, *, since: int = 0) -> Future[int]:
+    def take(
+        self, identity: str, change: Change, *, since: int = 0, rejection: Rejection | None = None
+    ) -> Future[int]:
         """Write a new job unless *identity* was taken; answers the job's id, old or new.
 
+        With the job goes what is kept of a message that was refused.
         An identity that was taken before *since* (microseconds UTC) makes a new job all the same.
         """
         now = self._clock.now()
@@ -177,6 +184,8 @@ class Store:
                 "INSERT OR REPLACE INTO inbox VALUES (?, ?, ?)", (identity, change.after.id, now)
             )
             self._change(connection, change)
+            if rejection is not None:
+                rows.write_rejection(connection, change.after.id, rejection)
             return change.after.id
 
         return self._hand(write)
@@ -223,6 +232,24 @@ class Store:
 
         def write(connection: sqlite3.Connection) -> None:
             connection.executemany("DELETE FROM outbox WHERE id = ?", [(number,) for number in outbox_ids])
+
+        return self._hand(write)
+
+    def note_alarm(self, subject: str, message: str) -> Future[None]:
+        """Write that something needs a person, for those who look later."""
+        row = (printable(subject), printable(message)[:_LONGEST_ALARM], self._clock.now())
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute("INSERT OR REPLACE INTO alarms VALUES (?, ?, ?)", row)
+
+        return self._hand(write)
+
+    def forget_alarms(self, subject: str | None = None) -> Future[None]:
+        """Forget the alarm about *subject*, whose reason is gone, or all of them."""
+        subject = None if subject is None else printable(subject)
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM alarms WHERE ? IS NULL OR subject = ?", (subject, subject))
 
         return self._hand(write)
 
@@ -318,5 +345,6 @@ class Store:
                 return
             items[0][1].set_exception(store_file.explained(error, self.path))
             return
+        self._committed(len(items))
         for (_, future), result in zip(items, results, strict=True):
             future.set_result(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from typing import Any
@@ -16,6 +17,7 @@ from edgecore.config import Defaults, Limits
 from edgecore.errors import BrokerUnavailable
 from edgecore.models import Delivery, Verdict
 from edgecore.models import JobState as S
+from edgecore.reader import Reader
 
 
 def statuses(edge: Edge) -> list[dict[str, Any]]:
@@ -188,6 +190,12 @@ def test_a_refusal_gives_all_reasons_at_once_and_is_visible_everywhere(edge: Edg
     ((reason, body),) = dead_letters(edge)
     assert "wall_time_minutes" in reason
     assert "ledgre" == json.loads(body)["application"]
+    with Reader(edge.config.store) as reader:
+        kept = reader.rejection(rejected.id)
+    assert kept is not None
+    assert (body.decode(), len(body)) == (kept.excerpt, kept.size_bytes)
+    assert hashlib.sha256(body).hexdigest() == kept.sha256
+    assert reason == "; ".join(kept.reasons)
     assert S.JOB_REJECTED is edge.job("broken").state
 
 

@@ -19,7 +19,7 @@ from edgecore.desk import Desk
 from edgecore.errors import ConfigurationError, StoreUnusable
 from edgecore.models import Application, Attempt, Intent, Job, JobDefinition, JobState, Parameter, Plan
 from edgecore.reader import Reader
-from edgecore.rows import TransferRecord
+from edgecore.rows import Rejection, TransferRecord
 from edgecore.states import SETTLED
 from edgecore.store import Change, Route, Store
 
@@ -197,6 +197,69 @@ def test_latest_is_newest_first_limited_and_of_the_states_asked_for(store: Store
     assert () == reader.latest(3, states=[S.LOST])
 
 
+def test_latest_are_those_of_an_owner_an_application_and_a_time(store: Store, reader: Reader) -> None:
+    first = keep(store, S.RUNNING, owner="ada")
+    second = keep(store, S.QUEUED, owner="ada", application="b")
+    third = keep(store, S.QUEUED, owner="bob", application="b")
+
+    def ids(**chosen: Any) -> list[int]:
+        return [job.id for job in reader.latest(5, **chosen)]
+
+    assert [second.id, first.id] == ids(owner="ada")
+    assert [third.id, second.id] == ids(application="b")
+    assert [second.id] == ids(owner="ada", application="b", states=[S.QUEUED, S.LOST])
+    assert [third.id, second.id] == ids(since=second.id)
+    assert [] == ids(owner="eve")
+
+
+def test_a_reader_notices_cheaply_that_somebody_committed_something(store: Store, reader: Reader) -> None:
+    before = reader.changes()
+    assert before == reader.changes()
+    keep(store, S.RUNNING)
+    assert before != reader.changes()
+
+
+def test_moving_is_what_is_not_settled_and_what_came_after(store: Store, reader: Reader) -> None:
+    assert 0 == reader.newest()
+    running, _old, new = keep(store, S.RUNNING), keep(store, S.JOB_FINISHED), keep(store, S.JOB_FINISHED)
+    assert {running.id: 1, new.id: 1} == reader.moving(new.id - 1)
+    assert {running.id: 1} == reader.moving(new.id)
+    assert new.id == reader.newest()
+
+
+def test_alarms_are_there_until_they_are_forgotten(store: Store, reader: Reader) -> None:
+    store.note_alarm("job 1", "first").result(10)
+    store.note_alarm("broker", "away \udcff").result(10)
+    store.note_alarm("job 1", "x" * 5000).result(10)
+    assert ["broker", "job 1"] == [alarm.subject for alarm in reader.alarms()]
+    found = reader.alarm("job 1")
+    assert found is not None
+    assert "x" * 2000 == found.message
+    assert reader.alarm("job") is None
+
+    store.forget_alarms("job 1").result(10)
+    assert ["broker"] == [alarm.subject for alarm in reader.alarms()]
+    store.forget_alarms().result(10)
+    assert () == reader.alarms()
+
+
+def test_what_is_kept_of_a_rejected_message_is_read_as_it_was_written(store: Store, reader: Reader) -> None:
+    rejection = Rejection(
+        message_id="m", sha256="0" * 64, size_bytes=3, reasons=("a: b", 'c "d"'), excerpt="{\n\x00"
+    )
+    rejected = evolve(keep(store), id=store.new_id(), state=S.JOB_REJECTED)
+    store.take("x", Change(None, (rejected,)), rejection=rejection).result(10)
+    assert rejection == reader.rejection(rejected.id)
+    assert reader.rejection(rejected.id + 1) is None
+
+
+def test_the_backlog_is_counted_up_to_a_limit(store: Store, reader: Reader) -> None:
+    assert 0 == reader.backlog(10)
+    for _ in range(3):
+        keep(store, S.RUNNING)
+    assert [3, 2] == [reader.backlog(10), reader.backlog(2)]
+
+
 def test_counts_tell_how_many_jobs_are_in_each_state(store: Store, reader: Reader) -> None:
     for state in (S.RUNNING, S.RUNNING, S.JOB_FAILED):
         keep(store, state)
@@ -265,7 +328,20 @@ _QUESTIONS: dict[str, Callable[[Reader], object]] = {
     "find": lambda reader: (reader.find("12"), reader.find("12", owner="ada")),
     "taken_as": lambda reader: reader.taken_as("x"),
     "active": lambda reader: list(reader.active()),
-    "latest": lambda reader: (reader.latest(5), reader.latest(5, states=[S.RUNNING, S.LOST])),
+    "latest": lambda reader: (
+        reader.latest(5),
+        reader.latest(5, states=[S.RUNNING, S.LOST]),
+        reader.latest(5, owner="ada", since=3),
+        reader.latest(5, application="x", states=[S.LOST]),
+        reader.latest(5, owner="ada", application="x", states=[S.LOST], since=3),
+    ),
+    "changes": lambda reader: reader.changes(),
+    "newest": lambda reader: reader.newest(),
+    "moving": lambda reader: reader.moving(5),
+    "rejection": lambda reader: reader.rejection(1),
+    "backlog": lambda reader: reader.backlog(5),
+    "alarms": lambda reader: reader.alarms(),
+    "alarm": lambda reader: reader.alarm("x"),
     "counts": lambda reader: reader.counts(),
     "to_clean": lambda reader: (reader.to_clean(5, 5, failed=True), reader.to_clean(5, 5, failed=False)),
     "history": lambda reader: reader.history(1),
@@ -282,6 +358,9 @@ _WHOLE: dict[str, str] = {
     "latest": r"SCAN (TABLE )?jobs$",  # from the newest on, by id, until the limit
     "counts": r"SCAN (TABLE )?jobs USING COVERING INDEX jobs_state",
     "active": r"SCAN (TABLE )?jobs USING INDEX jobs_active",  # has only those
+    "moving": r"SCAN (TABLE )?jobs USING INDEX jobs_active",  # has only those
+    "backlog": r"SCAN (TABLE )?outbox$|SCAN (SUBQUERY|\()",  # from the oldest on, until the limit
+    "alarms": r"SCAN (TABLE )?alarms",
     "application_names": r"SCAN (TABLE )?applications",
     "applications": r"SCAN (TABLE )?applications",
 }
