@@ -41,7 +41,7 @@ class Alarms:
             if subject in self._raised:
                 return
             self._raised.add(subject)
-        log.error("alarm: %s: %s", subject, message)
+        log.error("alarm: %s: %s", subject, message, extra={"alarm": subject})
         self._listener.alarm_raised(subject=subject, message=message)
 
     def clear(self, subject: str, message: str) -> None:
@@ -50,7 +50,7 @@ class Alarms:
             if subject not in self._raised:
                 return
             self._raised.discard(subject)
-        log.warning("alarm cleared: %s: %s", subject, message)
+        log.warning("alarm cleared: %s: %s", subject, message, extra={"alarm": subject})
         self._listener.alarm_cleared(subject=subject, message=message)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import pwd
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -20,13 +19,17 @@ from attrs import Factory, evolve, frozen
 from edgecore import applications, serial
 from edgecore.errors import ConfigurationError, Problem
 from edgecore.models import BatchWord, Between, Count, Name, Option, SiteContext, Text
+from edgecore.toml import read_toml
 
 __all__ = [
+    "AlarmsTable",
     "Defaults",
     "EnvironmentTable",
     "LauncherTable",
     "Limits",
+    "LogTable",
     "MessagingTable",
+    "MetricsTable",
     "Retention",
     "Retry",
     "SchedulingTable",
@@ -112,7 +115,7 @@ class EnvironmentTable:
 
     inherit: tuple[VariableName, ...] = ()
     """``pass``: names of variables taken over from the service's own environment."""
-    set: Mapping[VariableName, str] = Factory(dict)
+    set: Mapping[VariableName, Annotated[str, Text(r"[^\x00]*", "text without NUL")]] = Factory(dict)
     """Variables with fixed values, for commands and for jobs."""
 
 
@@ -176,6 +179,10 @@ class Timing:
     """From the first miss in a listing until a job counts as gone or LOST."""
     walltime_margin_s: Seconds = 3_600
     """After the walltime, until an unlisted execution counts as over."""
+    stuck_after_s: Seconds = 3_600
+    """From when the batch system says that it will never start a job, until the job is cancelled there and fails."""
+    pending_at_most_s: Seconds | None = None
+    """How long a job may wait in the batch system for whatever reason but a hold that was asked for here."""
     alarm_after_s: Seconds = 1_800
     """From the first failure of the batch system or broker until an alarm."""
     drain_s: Seconds = 60
@@ -202,6 +209,36 @@ class Retention:
     """Days after the end of a job that finished or was cancelled."""
     keep_failed_days: Annotated[float, Between(0, 36_500)] = 90
     """Days after the end of a job that failed, during which it can be resumed."""
+
+
+@frozen(kw_only=True)
+class LogTable:
+    """``[log]``: what `edgecore run` logs and where; a service inside another program logs as that one does."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+    file: Path | None = None
+    """None for stderr."""
+
+
+@frozen(kw_only=True)
+class MetricsTable:
+    """``[metrics]``: counters for Prometheus in a text file, as its node exporter reads them."""
+
+    file: Path | None = None
+    """None for no metrics."""
+    interval_s: Annotated[float, Between(0.1, 86_400)] = 60
+
+
+@frozen(kw_only=True)
+class AlarmsTable:
+    """``[alarms]``: the operator's own program that is told of alarms."""
+
+    command: tuple[str, ...] = ()
+    """Program and arguments; it gets JSON on its standard input. Empty for none."""
+    interval_s: Annotated[float, Between(0, 86_400)] = 60
+    """Not more often than this; what comes meanwhile is told together."""
+    timeout_s: Annotated[float, Between(0.1, 3_600)] = 60
 
 
 @frozen(kw_only=True)
@@ -239,6 +276,9 @@ class SiteConfig:
     timing: Timing = Timing()
     retry: Retry = Retry()
     retention: Retention = Retention()
+    log: LogTable = LogTable()
+    metrics: MetricsTable = MetricsTable()
+    alarms: AlarmsTable = AlarmsTable()
     plugins: PluginsTable = PluginsTable()
     source: Path = Path("/")
     """The file that it was read from."""
@@ -265,19 +305,19 @@ _DRIVER_TABLES: Final[Mapping[str, frozenset[str]]] = {
 """Table -> our keys; all others belong to the driver."""
 
 
+_PATHS: Final = (("", "work_directory"), ("", "store"), ("log", "file"), ("metrics", "file"))
+"""Table and key of paths, which begin at the file's directory."""
+
+
 def read_site(path: Path) -> SiteConfig:
     """Read a site's configuration file. Raises ConfigurationError with all problems."""
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise _refused(path, "", f"cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise _refused(path, "", f"is not TOML: {error}") from error
+    document = read_toml(path)
     unknown = tuple(_unknown_keys(document))
     place = path.absolute().parent
-    for key in ("work_directory", "store"):
-        if isinstance(document.get(key), str):
-            document[key] = str(place / os.path.expanduser(document[key]))
+    for name, key in _PATHS:
+        table = document.get(name) if name else document
+        if isinstance(table, dict) and isinstance(table.get(key), str):
+            table[key] = _absolute(place, table[key])
     for name, ours in _DRIVER_TABLES.items():
         if name in document:
             document[name] = _part(document[name], ours)
@@ -292,6 +332,10 @@ def read_site(path: Path) -> SiteConfig:
         raise ConfigurationError(str(path), unknown)
     _check(config, path)
     return evolve(config, source=path.absolute())
+
+
+def _absolute(place: Path, path: str) -> str:
+    return path if "\0" in path else str(place / os.path.expanduser(path))  # the schema refuses that
 
 
 def _as_written(problem: Problem) -> Problem:
@@ -343,10 +387,6 @@ def _check(config: SiteConfig, path: Path) -> None:
         except ConfigurationError as error:
             located = (evolve(problem, path=f"launchers.{name}.{problem.path}") for problem in error.problems)
             raise ConfigurationError(str(path), located) from None
-
-
-def _refused(path: Path, where: str, what: str) -> ConfigurationError:
-    return ConfigurationError(str(path), (Problem(where, "", what),))
 
 
 def _environment(table: EnvironmentTable) -> Mapping[str, str]:

@@ -12,6 +12,7 @@ from typing import Final
 from attrs import define, evolve, frozen
 
 from edgecore.engine import Engine
+from edgecore.logs import about
 from edgecore.models import Intent, Job, JobState
 from edgecore.reader import Reader, Request
 from edgecore.states import AT_BATCH_SYSTEM, SETTLED
@@ -65,7 +66,7 @@ class Control:
         if command == "hold" and not self.can_hold and job.state in AT_BATCH_SYSTEM:
             _refused(command, job, "this batch system cannot hold what was submitted")
             return _nothing_to_do()
-        log.info("%s job %d, as asked", command, job.id)
+        log.info("%s job %d, as asked", command, job.id, extra=about(job))
         if command == "cancel":
             return self._cancel(job, operator)
         if command == "retry":
@@ -114,7 +115,7 @@ class Control:
 
 
 def _refused(command: str, job: Job, refusal: str) -> None:
-    log.warning("cannot %s job %d: %s", command, job.id, refusal)
+    log.warning("cannot %s job %d: %s", command, job.id, refusal, extra=about(job))
 
 
 def _nothing_to_do() -> Future[None]:
@@ -167,7 +168,8 @@ class RequestWatch:
 
         def forget(carried_out: Future[None]) -> None:
             if error := carried_out.exception():
-                log.error("%s, which failed and will be tried again at the next start: %s", asked, error)
+                words = "%s, which failed and will be tried again at the next start: %s"
+                log.error(words, asked, error, extra={"job": request.job_id})
             else:
                 self.store.request_done(request.id)
 
@@ -176,6 +178,6 @@ class RequestWatch:
     def _carried_out(self, request: Request, reader: Reader, asked: str) -> Future[None]:
         job = self.control.engine.jobs.get(request.job_id) or reader.job(request.job_id)
         if job is None:
-            log.warning("%s, which there is not", asked)
+            log.warning("%s, which there is not", asked, extra={"job": request.job_id})
             return _nothing_to_do()
         return self.control.carry_out(request.command, job, operator=True)

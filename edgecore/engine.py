@@ -28,6 +28,7 @@ from edgecore.clock import Clock
 from edgecore.errors import ActionStopped, EdgeError, SchedulerUnavailable, StoreError, Unavailable, Veto
 from edgecore.graph import Graph, Outcome, Postponed, Step, Watch
 from edgecore.lanes import Lane
+from edgecore.logs import about
 from edgecore.loop import Loop
 from edgecore.models import Intent, Job, JobState
 from edgecore.states import SETTLED, is_legal
@@ -206,7 +207,7 @@ class Engine:
             self._dispatch(job.id)
 
     def _tell(self, job: Job) -> None:
-        log.info("job %d (%s): %s %s", job.id, job.name, job.state, job.message)
+        log.info("job %d (%s): %s %s", job.id, job.name, job.state, job.message, extra=about(job))
         self.listeners.job_changed(job=job)
 
     def _keep(self, job: Job) -> None:
@@ -251,7 +252,7 @@ class Engine:
         try:
             self._go_on(job_id)
         except Exception as error:
-            log.exception("job %d cannot go on", job_id)
+            log.exception("job %d cannot go on", job_id, extra={"job": job_id})
             self.alarms.raise_once(f"job {job_id}", f"it cannot go on: {error!r}")
             self._busy.add(job_id)
             self._again_later(job_id)
@@ -295,7 +296,7 @@ class Engine:
         try:
             return self.graph.steps[job.state].instant(job)
         except Exception as error:
-            log.warning("job %d: %s: %s", job.id, job.state, error)
+            log.warning("job %d: %s: %s", job.id, job.state, error, extra=about(job))
             return None
 
     def _look(self, job_ids: Iterable[int]) -> None:
@@ -341,7 +342,7 @@ class Engine:
             elif wanted := [job for job in jobs if not self.unwanted(job.id)]:
                 outcomes = step.action(wanted)
         except ActionStopped:
-            log.debug("stopped on the way: %s", [job.id for job in jobs])
+            log.debug("%s: stopped on the way", step.lane, extra={"jobs": [job.id for job in jobs]})
         except (Exception, SystemExit) as error:  # a driver that calls exit() must not end the lane
             failure = error if isinstance(error, Exception) else RuntimeError(f"{error!r}")
         self._loop.put(lambda: self._worked(tasks, outcomes, failure))
@@ -351,15 +352,15 @@ class Engine:
     def _worked(
         self, tasks: Sequence[_Task], outcomes: Mapping[int, Outcome], error: Exception | None
     ) -> None:
-        step = tasks[0].step
+        step, ids = tasks[0].step, [task.job.id for task in tasks]
         self._running[step.lane].done(tasks)
         if isinstance(step, Watch):
             self._silence.failed(error) if error else self._silence.answered()
         elif isinstance(error, EdgeError | OSError):
-            log.warning("%s of %s: %s", step.lane, [task.job.id for task in tasks], error)
+            log.warning("%s of jobs %s: %s", step.lane, ids, error, extra={"jobs": ids})
         elif error is not None:
             log.error(
-                "unexpected error in lane %s of %s", step.lane, [t.job.id for t in tasks], exc_info=error
+                "unexpected error in lane %s of jobs %s", step.lane, ids, exc_info=error, extra={"jobs": ids}
             )
         if isinstance(error, StoreError):
             self.alarms.raise_once(_STORE, str(error))
@@ -397,7 +398,7 @@ class Engine:
         if due is None:
             failures += 1
             due = self.clock.now() + round(self.backoff.after(failures) * 1e6)
-        log.warning("job %d waits in %s: %s", job.id, job.state, outcome.reason)
+        log.warning("job %d waits in %s: %s", job.id, job.state, outcome.reason, extra=about(job))
         return Change(job, (evolve(job, failures=failures, due=due, message=outcome.reason),))
 
     def _change_outside(self, job: Job, make: Callable[[Job], Change | None], done: Future[None]) -> None:
@@ -443,7 +444,7 @@ class Engine:
             try:
                 self.listeners.job_changing(before=before, after=after)
             except Veto as veto:
-                log.warning("job %d stays %s: %s", after.id, before.state, veto)
+                log.warning("job %d stays %s: %s", after.id, before.state, veto, extra=about(before))
                 return False
             before = after
         return True

@@ -69,7 +69,8 @@ class Submitting:
         try:
             answers = self.scheduling.submit(group=group)
         except SchedulerUnavailable as error:
-            log.warning("no clear answer to submitting %s: %s; it will be looked for", group.tag, error)
+            words = "no clear answer to submitting %s: %s; it will be looked for"
+            log.warning(words, group.tag, error, extra={"jobs": [job.id for job in intended]})
             return outcomes
         for job in intended:
             assert job.attempt is not None

@@ -8,7 +8,7 @@ renames that make it safe, and the status that follows.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +18,8 @@ from edgecore import batch
 from edgecore.clock import Clock
 from edgecore.drivers import SchedulingRelay
 from edgecore.errors import Unavailable
-from edgecore.evidence import Decision, Finding, Patience, decide
+from edgecore.evidence import Decision, Finding, Patience, WaitLimits, decide, outstays
+from edgecore.logs import about
 from edgecore.models import (
     Answer,
     Attempt,
@@ -30,6 +31,7 @@ from edgecore.models import (
     Reference,
     printable,
 )
+from edgecore.states import AT_BATCH_SYSTEM, SETTLED
 from edgecore.store import Change
 
 __all__ = ["Watching"]
@@ -53,8 +55,11 @@ class Watching:
     scheduling: SchedulingRelay
     work: Path
     patience: Callable[[Job], Patience]
+    limits: WaitLimits
     alarm: Callable[[str, str], None]
     clear: Callable[[str, str], None]
+    give_up: Callable[[Job, JobState, str, Attempt | None], Change]
+    """Ends a job at a step that failed for good, with what is known of its latest attempt."""
     wait_us: Callable[[Job], int]
     """How long to wait before a further attempt, after one that never started."""
     clock: Clock = field(factory=Clock)
@@ -70,12 +75,14 @@ class Watching:
             try:
                 change = self._judge(job, seen.get(job.id))
             except OSError as error:
-                log.warning("job %d: its run directory cannot be read: %s", job.id, error)
+                words = "job %d: its run directory cannot be read: %s"
+                log.warning(words, job.id, error, extra=about(job))
                 continue
             if change is not None:
                 changes[job.id] = change
         self._cancel(jobs, changes)
         self._hold_and_release(jobs, seen, changes)
+        self._clear_alarms(changes.values())
         return changes
 
     # ------------------------------------------------------------------ asking the batch system
@@ -90,7 +97,8 @@ class Watching:
         except Unavailable as error:
             if not listed:
                 raise
-            log.warning("%d jobs were not to be found by tag: %s", len(unclear), error)
+            ids = [job.id for job in unclear]
+            log.warning("%d jobs were not to be found by tag: %s", len(ids), error, extra={"jobs": ids})
             return seen, listed
         return seen, jobs
 
@@ -128,22 +136,24 @@ class Watching:
 
     def _judge(self, job: Job, seen: Observation | None) -> Change | None:
         cancelled = job.intent is Intent.CANCELLED
-        if seen is not None and not cancelled and _nothing_new(job, seen):
+        if seen is not None and not cancelled and self._nothing_new(job, seen):
             return None
         alive = seen is not None and seen.state is not NativeState.ENDED
-        attempt = self._updated(_attempt(job), seen)
-        if alive and not cancelled and seen is not None and seen.state is not NativeState.UNKNOWN:
-            return self._alive(job, attempt, seen)
+        attempt = self._updated(job, seen)
+        decided = cancelled or attempt.given_up  # to take it back: that needs its token
+        if alive and not decided and seen is not None and seen.state is not NativeState.UNKNOWN:
+            return self._alive(job, self._borne(job, attempt, seen), seen)
         run = batch.run_directory(self.work, job.id, attempt.number)
         for _ in range(_LOOKS):
             token = run.token()
+            attempt = self._wanted_again(job, attempt, token, seen)
             decision = decide(
                 token,
                 seen,
                 missed=_attempt(job).missed,
                 now=self.clock.now(),
                 patience=self.patience(job),
-                cancelled=cancelled,
+                unwanted=cancelled or bool(attempt.given_up),
                 unclear=_attempt(job).batch_id is None,
                 started=attempt.started,
             )
@@ -157,20 +167,95 @@ class Watching:
             return self._follow(job, attempt, decision, seen, run)
         return None
 
-    def _updated(self, attempt: Attempt, seen: Observation | None) -> Attempt:
+    def _updated(self, job: Job, seen: Observation | None) -> Attempt:
         """Take over what a listing tells about an attempt."""
+        attempt = _attempt(job)
         alive = seen is not None and seen.state is not NativeState.ENDED
         missed = None if alive else attempt.missed or self.clock.now()
         if seen is None:
             return evolve(attempt, missed=missed)
+        waiting, stuck = self._waits(job, seen)
         return evolve(
             attempt,
             missed=missed,
+            waiting=waiting,
+            stuck=stuck,
             batch_id=attempt.batch_id or seen.batch_id,
             submitted=attempt.submitted or seen.queued or attempt.intended,
             started=seen.started or attempt.started,
             ended=seen.ended or attempt.ended,
         )
+
+    # ---------------------------------------------------------------- what waits for too long
+
+    def _waits(self, job: Job, seen: Observation) -> tuple[int | None, int | None]:
+        """Return since when it waits, and since when it does for what will never come; a hold of ours is neither."""
+        attempt = _attempt(job)
+        if seen.state in (NativeState.UNKNOWN, NativeState.ENDED):
+            return attempt.waiting, attempt.stuck
+        ours = job.intent is Intent.HELD or attempt.held
+        if seen.state is NativeState.RUNNING or ours:
+            return None, None
+        stuck = (attempt.stuck or self.clock.now()) if seen.never_starts else None
+        return attempt.waiting or self.clock.now(), stuck
+
+    def _outstays(self, attempt: Attempt) -> str:
+        now = self.clock.now()
+        return outstays(stuck=attempt.stuck, waiting=attempt.waiting, now=now, limits=self.limits)
+
+    def _borne(self, job: Job, attempt: Attempt, seen: Observation) -> Attempt:
+        """Tell people of an attempt that will never start; note that it is given up, once it is time.
+
+        Only noted: it is taken back at the next look, when that is durable, and if it waits still.
+        """
+        reason = seen.reason or seen.native_state
+        why = self._outstays(attempt)
+        if why or attempt.stuck is not None:
+            self.alarm(
+                f"job {job.id}", f"{why or 'the batch system says that it will never start it'}: {reason}"
+            )
+        return evolve(attempt, given_up=f"given up: {why}: {reason}") if why else attempt
+
+    def _wanted_again(
+        self, job: Job, attempt: Attempt, token: batch.Token | None, seen: Observation | None
+    ) -> Attempt:
+        """Forget that an attempt was given up where it has started after all, or need not be taken back."""
+        if not attempt.given_up or (token is not None and token.state is batch.TokenState.REVOKED):
+            return attempt
+        alive = seen is not None and seen.state is not NativeState.ENDED
+        skew = self.patience(job).clock_skew
+        # A token that began to run while it waited belies the listing; an older one was put back into the queue.
+        starts = (
+            token is not None
+            and token.state is batch.TokenState.RUNNING
+            and (attempt.waiting is None or token.since + skew >= attempt.waiting)
+        )
+        if starts or (alive and not self._outstays(attempt)):
+            return evolve(attempt, given_up="")
+        return attempt
+
+    def _nothing_new(self, job: Job, seen: Observation) -> bool:
+        """Tell whether a listing only confirms what is known, as it does for nearly every job at every poll."""
+        attempt = _attempt(job)
+        return (
+            _STATES.get(seen.state) is job.state
+            and attempt.missed is None
+            and attempt.batch_id is not None
+            and (attempt.started is not None or seen.started is None)
+            and seen.reason in ("", job.message)
+            and not seen.never_starts
+            and not attempt.given_up
+            and self._waits(job, seen) == (attempt.waiting, attempt.stuck)
+            and (self.limits.pending is None or not self._outstays(attempt))
+        )
+
+    def _clear_alarms(self, changes: Iterable[Change]) -> None:
+        for change in changes:
+            before, after = change.before, change.after
+            if before is not None and _trouble(before) not in ("", _trouble(after)):
+                self.clear(f"job {after.id}", f"it is {after.state} now")
+
+    # ---------------------------------------------------------------------- what follows
 
     def _follow(
         self,
@@ -197,8 +282,6 @@ class Watching:
             state = S.SUBMITTED if job.state is S.SUBMITTING and attempt.batch_id else job.state
         message = seen.reason if seen is not None else ""
         if state is not job.state:
-            if job.state is S.LOST:
-                self.clear(f"job {job.id}", "the batch system knows it again")
             return Change(job, (job.moved(state, self.clock.now(), message, attempt=attempt),))
         noted = evolve(job, attempt=attempt, message=message or job.message)
         return None if noted == job else Change(job, (noted,))
@@ -221,6 +304,7 @@ class Watching:
             exit_code=decision.exit_code,
             reason=decision.reason,
             missed=None,
+            given_up="",
         )
         if decision.exit_code == 0:
             return self._moved(job, S.EXECUTION_FINISHED, "", attempt)
@@ -235,6 +319,9 @@ class Watching:
         )
         if job.intent is Intent.CANCELLED:
             return self._moved(job, S.JOB_CANCELLED, "cancelled before it started", attempt)
+        if attempt.given_up:
+            attempt = evolve(attempt, reason=attempt.given_up)
+            return self.give_up(job, S.SUBMIT_FAILED, attempt.given_up, attempt)
         if seen is not None and seen.state is NativeState.ENDED:
             return self._moved(
                 job, S.EXECUTION_FAILED, f"ended before it started: {decision.reason}", attempt
@@ -245,13 +332,11 @@ class Watching:
 
     def _interrupted(self, job: Job, attempt: Attempt, decision: Decision) -> Change:
         exit_code = attempt.exit_code if decision.exit_code is None else decision.exit_code
-        reason = decision.reason or "the batch system ended it"
+        reason = attempt.given_up or decision.reason or "the batch system ended it"
         attempt = evolve(attempt, exit_code=exit_code, reason=reason, missed=None)
         return self._moved(job, S.EXECUTION_FAILED, f"interrupted: {reason}", attempt)
 
     def _moved(self, job: Job, state: JobState, message: str, attempt: Attempt) -> Change:
-        if job.state is S.LOST:
-            self.clear(f"job {job.id}", f"it is {state} now")
         failed = S.EXECUTION_FAILED if state is S.EXECUTION_FAILED else None
         return Change(
             job, (job.moved(state, self.clock.now(), message, attempt=attempt, failed_state=failed),)
@@ -269,28 +354,36 @@ class Watching:
         try:
             answer = request(references=[self._reference(job) for job in jobs])
         except Unavailable as error:
-            log.warning("the batch system was not to be asked about %d jobs: %s", len(jobs), error)
+            words = "the batch system was not to be asked about %d jobs: %s"
+            log.warning(words, len(jobs), error, extra={"jobs": [job.id for job in jobs]})
             return None
         for job in jobs:
             if reason := answer.refused.get(_attempt(job).tag):
-                log.warning("job %d: the batch system refused: %s", job.id, reason)
+                log.warning("job %d: the batch system refused: %s", job.id, reason, extra=about(job))
         return [job for job in jobs if _attempt(job).tag not in answer.refused]
 
     def _cancel(self, jobs: Sequence[Job], changes: dict[int, Change]) -> None:
         """Ask to end what nobody wants: what runs, and what would come to its turn only to find it may not run.
 
-        A job counts as cancelled once the batch system was asked: a revoked token is found again.
+        A job counts as ended once the batch system was asked: a revoked token is found again. That an attempt is
+        given up must be durable before.
         """
         afters = [
             changes[job.id].after if job.id in changes else job
             for job in jobs
-            if job.intent is Intent.CANCELLED
+            if job.intent is Intent.CANCELLED or _attempt(job).given_up
         ]
         over = (S.EXECUTION_FINISHED, S.EXECUTION_FAILED)
-        unwanted = [job for job in afters if _attempt(job).batch_id is not None and job.state not in over]
+        unwanted = [
+            job
+            for job in afters
+            if _attempt(job).batch_id is not None
+            and job.state not in over
+            and (job.intent is Intent.CANCELLED or _attempt(job).given_up)
+        ]
         if self._ask(self.scheduling.cancel, unwanted) is None:
             for job in unwanted:
-                if job.state is S.JOB_CANCELLED:
+                if job.state in SETTLED:
                     del changes[job.id]
 
     def _hold_and_release(
@@ -323,16 +416,13 @@ def _attempt(job: Job) -> Attempt:
     return job.attempt
 
 
-def _nothing_new(job: Job, seen: Observation) -> bool:
-    """Tell whether a listing only confirms what is known, as it does for nearly every job at every poll."""
+def _trouble(job: Job) -> str:
+    """Name what people are told of a job that is as this one; empty where that is nothing."""
     attempt = _attempt(job)
-    return (
-        _STATES.get(seen.state) is job.state
-        and attempt.missed is None
-        and attempt.batch_id is not None
-        and (attempt.started is not None or seen.started is None)
-        and seen.reason in ("", job.message)
-    )
+    if job.state is S.LOST:
+        return "lost"
+    waits = attempt.stuck is not None or attempt.given_up
+    return "waits for what does not come" if waits and job.state in AT_BATCH_SYSTEM else ""
 
 
 def _sound(seen: Observation) -> Observation:

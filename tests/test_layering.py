@@ -22,7 +22,7 @@ PACKAGE: Final = Path(str(edgecore.__file__)).parent
 LAYERS: Final = (
     {"errors", "models", "clock", "wakeup", "processes", "lanes", "backoff", "migrations", "batch"},
     {"directories"},
-    {"states", "hookspecs", "commands", "serial", "evidence", "store_file", "alarms", "loop"},
+    {"logs", "states", "hookspecs", "commands", "serial", "toml", "evidence", "store_file", "alarms", "loop"},
     {"relays", "layers", "settings", "rows", "desk"},
     {"drivers", "applications", "reader", "store"},
     {"config", "graph"},
