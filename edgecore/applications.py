@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -37,6 +36,7 @@ from edgecore.settings import (
     typed_setting,
     typed_values,
 )
+from edgecore.toml import read_toml
 
 __all__ = [
     "argument_list",
@@ -62,13 +62,7 @@ def read_application(path: Path) -> Application:
 
     Raises ConfigurationError with every problem: file, key, what was found, what is allowed.
     """
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(str(path), [Problem("", "", f"cannot be read: {error.strerror}")]) from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigurationError(str(path), [Problem("", "", f"is not TOML: {error}")]) from error
-    application = serial.structure(Application, document, source=str(path))
+    application = serial.structure(Application, read_toml(path), source=str(path))
     check_application(application, source=str(path))
     return application
 

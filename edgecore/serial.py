@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get
 
 import attrs
 from cattrs import BaseValidationError, ClassValidationError, Converter, IterableValidationError
-from cattrs.errors import ForbiddenExtraKeysError
+from cattrs.errors import ForbiddenExtraKeysError, IterableValidationNote
 from cattrs.gen import make_mapping_structure_fn
 
 from edgecore.errors import ConfigurationError, DefinitionError, Problem
@@ -32,6 +32,7 @@ T = TypeVar("T")
 _DEEPEST: Final = 50
 _LONGEST_NUMBER: Final = 400
 _MOST_PROBLEMS: Final = 50
+_MOST_BITS: Final = 64
 
 
 class _Invalid(ValueError):
@@ -221,16 +222,25 @@ def _text(value: object, _: object) -> str:
     return value
 
 
-def _whole(value: object, _: object) -> int:
+def _any_whole(value: object, _: object) -> int:
     if type(value) is not int:
         raise _Invalid(value, "must be a whole number")
     return value
 
 
+def _whole(value: object, _: object) -> int:
+    value = _any_whole(value, _)
+    if value.bit_length() > _MOST_BITS:  # Python itself refuses to write very long ones
+        raise _Invalid(value, f"must be a whole number of at most {_MOST_BITS} bits")
+    return value
+
+
 def _number(value: object, _: object) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
+    if type(value) is int:
+        return _whole(value, int)
+    if type(value) is not float or not math.isfinite(value):
         raise _Invalid(value, "must be a number")
-    return value  # type: ignore[return-value]
+    return value
 
 
 def _truth(value: object, _: object) -> bool:
@@ -247,7 +257,8 @@ def _path(value: object, _: object) -> Path:
 
 def _annotated(kind: Any) -> _Hook:
     base, *rules = get_args(kind)
-    inner = _CONVERTER.get_structure_hook(base)
+    ranged = base is int and any(isinstance(rule, Between) for rule in rules)
+    inner = _any_whole if ranged else _CONVERTER.get_structure_hook(base)
 
     def hook(value: Any, _: object) -> Any:
         value = inner(value, base)
@@ -322,6 +333,23 @@ def _enumeration(value: Any, kind: Any) -> Any:
         raise _Invalid(value, f"must be one of {', '.join(kind)}") from None
 
 
+def _items(values: Iterable[object], kind: Any, structured: _Hook) -> tuple[Any, ...]:
+    """Read the items of a list, and none any more once there are more problems than are ever told."""
+    items: list[Any] = []
+    errors: list[Exception] = []
+    for index, value in enumerate(values):
+        try:
+            items.append(structured(value, kind))
+        except Exception as error:
+            error.add_note(IterableValidationNote(f"item {index}", index, kind))
+            errors.append(error)
+            if len(errors) > _MOST_PROBLEMS:
+                break
+    if errors:
+        raise IterableValidationError("some items are wrong", errors, tuple)
+    return tuple(items)
+
+
 def _strict_container(inner: _Hook, expected: tuple[type, ...], allowed: str) -> _Hook:
     def hook(value: Any, kind: Any) -> Any:
         if not isinstance(value, expected):
@@ -344,10 +372,10 @@ def _converter() -> Converter:
 
     @converter.register_structure_hook_factory(_origin_is(tuple))
     def _tuples(kind: Any) -> _Hook:
-        items = types.GenericAlias(list, get_args(kind)[0])
-        structured = converter.get_structure_hook(items)
+        item = get_args(kind)[0]
+        structured = converter.get_structure_hook(item)
         return _strict_container(
-            lambda value, _: tuple(structured(value, items)), (list, tuple), "must be a list"
+            lambda value, _: _items(value, item, structured), (list, tuple), "must be a list"
         )
 
     @converter.register_structure_hook_factory(_origin_is(Mapping))

@@ -20,7 +20,6 @@ import math
 import os
 import re
 import stat
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final, TypeAlias, get_args
@@ -30,6 +29,7 @@ from attrs import frozen
 from edgecore import serial
 from edgecore.errors import DefinitionError, Problem
 from edgecore.models import Parameter, RelativePath, Text, Value
+from edgecore.toml import parse_toml
 
 __all__ = [
     "ConfigurationFile",
@@ -193,19 +193,7 @@ def _read_lines(text: str, name: str) -> Settings:
 
 
 def _read_toml(text: str, name: str) -> Settings:
-    # tomllib needs a time that grows with the cube of a dotted key's length: hours for 1 MiB.
-    if chain := _DOTTED.search(_TOML_STRING.sub("s", text)):
-        raise _refused(name, [Problem("", serial.shorten(chain[0]), "a dotted key has at most 5 parts")])
-    try:
-        document = tomllib.loads(text)
-    except RecursionError:
-        raise _refused(
-            name, [Problem("", "very deep nesting", "a settings file is flat: keys and values")]
-        ) from None
-    except ValueError as error:
-        line = _TOML_LINE.search(str(error))
-        raise _refused(name, [Problem(line[1] if line else "", "", f"not TOML: {error}")]) from None
-    return _with_lines(document, text, _TOML_KEY)
+    return _with_lines(parse_toml(text, source=name, error=DefinitionError), text, _TOML_KEY)
 
 
 def _read_json(text: str, name: str) -> Settings:
@@ -217,16 +205,6 @@ def _read_json(text: str, name: str) -> Settings:
 
 _READERS: Final[Mapping[str, Callable[[str, str], Settings]]] = {".toml": _read_toml, ".json": _read_json}
 
-_TOML_STRING: Final = re.compile(
-    r'"""(?:[^"\\]|\\[\s\S]|"{1,2}(?!"))*+(?:"{3,5})?'
-    r"|'''(?:[^']|'{1,2}(?!'))*+(?:'{3,5})?"
-    r'|"(?:[^"\\\n]|\\.)*+"?'
-    r"|'[^'\n]*+'?"
-    r"|#[^\n]*+"
-)
-"""A string, closed or not, or a comment."""
-_DOTTED: Final = re.compile(r"(?<![\w-])(?:[\w-]++[ \t]*+\.[ \t]*+){5}[\w-]", re.ASCII)
-_TOML_LINE: Final = re.compile(r"at (line \d+)")
 _TOML_KEY: Final = re.compile(r"^[ \t]*+[\"']?([A-Za-z0-9._-]++)[\"']?[ \t]*+=", re.ASCII)
 _JSON_KEY: Final = re.compile(r'"([A-Za-z0-9._-]++)"[ \t]*+:', re.ASCII)
 

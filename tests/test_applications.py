@@ -117,7 +117,7 @@ def test_every_kind_of_rule_can_stand_in_an_entry(tmp_path: Path) -> None:
         ("name = 'x'\nexecutable = '/x'\n[parameters.a]\ntype = 'int'", ["parameters.a.type", "int", "integer"]),
         ("name = 'x'\nexecutable = '/x'\narguments = ['{evens}']\n[parameters.events]\ntype = 'integer'",
          ["entry.toml", "arguments[0]", "evens", "did you mean events", "parameters.events: is not used"]),
-        ("a=" + "[" * 5000, ["not TOML"]),
+        ("a=" + "[" * 5000, ["very deep nesting"]),
     ],
 )  # fmt: skip
 def test_a_bad_entry_is_refused_with_all_that_is_wrong(tmp_path: Path, text: str, words: list[str]) -> None:

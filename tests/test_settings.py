@@ -95,7 +95,7 @@ def test_every_bad_line_is_named_at_once() -> None:
         ("a.toml", b"\xff", "line 1"),
         ("a.json", b"\xff", "line 1"),
         ("a.cfg", b"#" * (1 << 20) + b"\n", "at most 1,048,576 bytes"),
-        ("a.toml", b"a = 1\nb = \n", "a.toml: line 2: not TOML"),
+        ("a.toml", b"a = 1\nb = \n", "a.toml: line 2: is not TOML"),
         ("a.toml", b"a = 1\na = 2", "not TOML: Cannot overwrite a value"),
         ("a.toml", b"a = " + b"[" * 9000, "very deep nesting"),
         ("a.toml", b"a = " + b"9" * 5000, "not TOML"),
