@@ -93,7 +93,9 @@ class Between:
     maximum: float
 
 
-_PLAIN = r"[^\x00-\x1f\x7f\ud800-\udfff]"
+# Beside the controls of ASCII: those of Latin-1, ends of lines, and what turns the direction of writing.
+_CONTROLS = r"\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_PLAIN = rf"[^\x00-\x1f{_CONTROLS}]"
 
 Name: TypeAlias = Annotated[str, Text(r"[A-Za-z0-9._-]{1,100}", "1 to 100 characters of A-Z a-z 0-9 . _ -")]
 BatchWord: TypeAlias = Annotated[
@@ -118,12 +120,15 @@ Url: TypeAlias = Annotated[
     str,
     Text(
         # The host excludes what the path begins with: a choice there would take quadratic time.
-        r"(?=.{1,4096}\Z)[a-z][a-z0-9+.-]{0,30}://[^/\x00-\x20\x7f\ud800-\udfff@]*(?:/[^\x00-\x20\x7f\ud800-\udfff]*)?",
+        rf"(?=.{{1,4096}}\Z)[a-z][a-z0-9+.-]{{0,30}}://[^/\x00-\x20{_CONTROLS}@]*(?:/[^\x00-\x20{_CONTROLS}]*)?",
         "a URL such as scheme://host/path, without a user name, password, space or control character",
     ),
 ]
 Description: TypeAlias = Annotated[
-    str, Text(r"[^\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]{0,4000}", "up to 4,000 characters of text")
+    str, Text(rf"[^\x00-\x08\x0b-\x1f{_CONTROLS}]{{0,4000}}", "up to 4,000 characters of text")
+]
+Moment: TypeAlias = Annotated[
+    str, Text(r"[0-9TWZ:.,+ -]{8,40}", "a date and time as ISO 8601 has it, such as 2027-03-01T12:00:00Z")
 ]
 Count: TypeAlias = Annotated[int, Between(1, 1_000_000)]
 Identifier: TypeAlias = Annotated[int, Between(0, 2**53 - 1)]
@@ -171,7 +176,7 @@ class JobDefinition:
     """Where the content of the job's directory is staged out to."""
     retries: Annotated[int, Between(0, 100)] = 0
     """How many further attempts may follow an execution that failed."""
-    not_after: str | None = None
+    not_after: Moment | None = None
     """ISO 8601 date and time after which the job must not be submitted any more."""
     needs: tuple[Name, ...] | None = None
     """Within a workflow: names of the sub-jobs that must finish first; default: the one before."""
@@ -371,6 +376,12 @@ class Attempt:
     """Since when no listing shows it alive, microseconds UTC; None while one does."""
     held: bool = False
     """Whether we asked the batch system to hold it and have not released it since."""
+    waiting: int | None = None
+    """Since when listings show it waiting for anything but us, microseconds UTC; None while it does not."""
+    stuck: int | None = None
+    """Since when the batch system says that it will never start it as it is, microseconds UTC."""
+    given_up: str = ""
+    """Why it is taken back from the batch system after waiting too long; empty while it is not."""
 
 
 @frozen(kw_only=True)
@@ -646,6 +657,10 @@ class Observation:
     signal: int | None = None
     reason: str = ""
     """In the batch system's words: why it waits, or why it ended."""
+    never_starts: bool = False
+    """Whether it waits for what will not come by itself, whatever else ends: Slurm's `PartitionNodeLimit`,
+    `BadConstraints`, `InvalidAccount`; HTCondor's hold after an error. Neither for a hold that a person asked for,
+    nor for limits that others' jobs use up (`AssocGrpCpuLimit`), nor for a dependency or a reservation."""
     queued: int | None = None
     started: int | None = None
     ended: int | None = None

@@ -39,7 +39,9 @@ class Workplace:
     def data(self, job: Job) -> Path:
         """Return the job's data directory, made where it was not there."""
         data = batch.data_directory(self.config.work_directory, job.id)
-        data.mkdir(parents=True, exist_ok=True)
+        # Directories that were staged in keep their modes: nobody else may even reach one that is open to all.
+        data.parent.mkdir(0o700, parents=True, exist_ok=True)
+        data.mkdir(exist_ok=True)
         return data
 
     def run(self, job: Job, attempt: int | None = None) -> batch.RunDirectory:
