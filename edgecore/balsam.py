@@ -20,7 +20,7 @@ from edgecore.config import SiteConfig
 from edgecore.drivers import SchedulingRelay, TransferRelay
 from edgecore.engine import Engine
 from edgecore.errors import ActionFailed, TransferRefused, TransferStopped
-from edgecore.evidence import Patience
+from edgecore.evidence import Patience, WaitLimits
 from edgecore.graph import Graph, Outcome, Step, Watch
 from edgecore.models import (
     Application,
@@ -133,8 +133,10 @@ class Actions:
             work=self.config.work_directory,
             clock=self.clock,
             patience=self._patience,
+            limits=self._wait_limits(),
             alarm=lambda subject, message: self.engine.alarms.raise_once(subject, message),
             clear=lambda subject, message: self.engine.alarms.clear(subject, message),
+            give_up=self.give_up,
             wait_us=self._wait_us,
         )
 
@@ -163,6 +165,14 @@ class Actions:
             grace=round(timing.grace_s * 1e6),
             lost_after=round(timing.lost_after_s * 1e6),
             walltime=round(walltime_s * 1e6) if self.scheduling.profile.enforces_walltime else _FOR_EVER_US,
+        )
+
+    def _wait_limits(self) -> WaitLimits:
+        timing = self.config.timing
+        pending_s = timing.pending_at_most_s
+        return WaitLimits(
+            stuck=round(timing.stuck_after_s * 1e6),
+            pending=None if pending_s is None else round(pending_s * 1e6),
         )
 
     # ------------------------------------------------------------------------- both ends
@@ -367,8 +377,12 @@ class Actions:
         return round(self.engine.backoff.after(job.attempt.number - job.retries_used) * 1e6)
 
     def _after_failure(self, job: Job) -> Job | None:
-        """Begin a new attempt where retries are left; else end, once there is nothing to bring home."""
-        if job.retries_used < job.definition.retries:
+        """Begin a new attempt where retries are left; else end, once there is nothing to bring home.
+
+        What was given up is not tried again by itself: it would wait for the same thing.
+        """
+        given_up = job.attempt is not None and job.attempt.given_up
+        if job.retries_used < job.definition.retries and not given_up:
             used = job.retries_used + 1
             message = f"retry {used} of {job.definition.retries}"
             return job.moved(S.PREPROCESSED, self.clock.now(), message, retries_used=used)

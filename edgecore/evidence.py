@@ -17,7 +17,7 @@ from attrs import field, frozen
 from edgecore.batch import Token, TokenState
 from edgecore.models import NativeState, Observation
 
-__all__ = ["Decision", "Finding", "Patience", "decide"]
+__all__ = ["Decision", "Finding", "Patience", "WaitLimits", "decide", "outstays"]
 
 
 class Finding(StrEnum):
@@ -64,6 +64,16 @@ class Patience:
     """How far the clocks of batch system and file server may differ."""
 
 
+@frozen(kw_only=True)
+class WaitLimits:
+    """How long an attempt may wait in the batch system, in microseconds."""
+
+    stuck: int
+    """From when the batch system says that it will never start it."""
+    pending: int | None = None
+    """From when it waits, for whatever reason; None: as long as it takes."""
+
+
 _ENDINGS: Final = {TokenState.REVOKED: Finding.NEVER_STARTED, TokenState.STOPPED: Finding.INTERRUPTED}
 
 
@@ -74,7 +84,7 @@ def decide(
     missed: int | None,
     now: int,
     patience: Patience,
-    cancelled: bool = False,
+    unwanted: bool = False,
     unclear: bool = False,
     started: int | None = None,
 ) -> Decision:
@@ -82,7 +92,7 @@ def decide(
 
     *seen* is what a listing begun after the submission showed, None when it did not show it.
     *missed* is since when no listing shows it alive (microseconds UTC), None when this is the
-    first time. *unclear* says that the outcome of the submission is not known, so that a miss needs
+    first time. *unwanted* says that it is not to start any more: cancelled, or given up. *unclear* says that the outcome of the submission is not known, so that a miss needs
     no patience: the token makes a late start harmless. *started* is when it started by the
     batch system's word, which counts where a file system keeps a file's times through a rename.
     """
@@ -98,7 +108,7 @@ def decide(
     if token.state in _ENDINGS:
         return Decision(_ENDINGS[token.state], reason)
     if token.state is TokenState.READY:
-        if cancelled or ended or (seen is None and (unclear or silent_for >= patience.lost_after)):
+        if unwanted or ended or (seen is None and (unclear or silent_for >= patience.lost_after)):
             return Decision(Finding.REVOKE, reason or "the batch system does not know it")
         return Decision(Finding.QUIET if seen is None else Finding.ALIVE)
     running_for = now - max(token.since, started or 0)
@@ -127,3 +137,20 @@ def _is_of_former(token: Token, seen: Observation, patience: Patience) -> bool:
     """Tell whether *seen* is the end of an execution before the one that took the token."""
     ended = seen.ended if seen.state is NativeState.ENDED else None
     return ended is not None and ended + patience.clock_skew < token.since
+
+
+def outstays(*, stuck: int | None, waiting: int | None, now: int, limits: WaitLimits) -> str:
+    """Say why an attempt is to be taken back from the batch system; empty while it may go on waiting.
+
+    *stuck* and *waiting* are since when it does so (microseconds UTC), None while it does not.
+    """
+    if stuck is not None and now - stuck >= limits.stuck:
+        return f"the batch system says that it will never start it, for {_span(now - stuck)}"
+    if limits.pending is not None and waiting is not None and now - waiting >= limits.pending:
+        return f"it has waited for {_span(now - waiting)}, which is longer than this site allows"
+    return ""
+
+
+def _span(microseconds: int) -> str:
+    minutes = microseconds / 60e6
+    return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.0f} hours"

@@ -31,9 +31,19 @@ AT_BATCH_SYSTEM: Final = frozenset({S.SUBMITTED, S.QUEUED, S.HELD, S.RUNNING, S.
 """States that only what the batch system or the run record shows can change."""
 
 _SEEN: Final = frozenset(
-    {S.QUEUED, S.HELD, S.RUNNING, S.LOST, S.EXECUTION_FINISHED, S.EXECUTION_FAILED, S.PREPROCESSED}
+    {
+        S.QUEUED,
+        S.HELD,
+        S.RUNNING,
+        S.LOST,
+        S.EXECUTION_FINISHED,
+        S.EXECUTION_FAILED,
+        S.PREPROCESSED,
+        S.SUBMIT_FAILED,
+    }
 )
-"""Where evidence can move an attempt; PREPROCESSED when it is proved that it never started."""
+"""Where evidence can move an attempt: when it is proved that it never started, to PREPROCESSED, or to
+SUBMIT_FAILED where it waited for what does not come."""
 
 _STEPS: Final[Mapping[JobState, frozenset[JobState]]] = {
     S.CREATED: frozenset({S.STAGED_IN, S.STAGE_IN_FAILED}),
@@ -41,7 +51,7 @@ _STEPS: Final[Mapping[JobState, frozenset[JobState]]] = {
     S.STAGED_IN: frozenset({S.PREPROCESSED, S.PREPROCESS_FAILED}),
     S.PREPROCESS_FAILED: frozenset({S.JOB_FAILED}),
     S.PREPROCESSED: frozenset({S.SUBMITTING, S.SUBMIT_FAILED}),
-    S.SUBMITTING: _SEEN | {S.SUBMITTED, S.SUBMIT_FAILED, S.SUBMIT_DISABLED},
+    S.SUBMITTING: _SEEN | {S.SUBMITTED, S.SUBMIT_DISABLED},
     S.SUBMIT_FAILED: frozenset({S.JOB_FAILED}),
     S.SUBMIT_DISABLED: frozenset({S.PREPROCESSED}),
     S.SUBMITTED: _SEEN,

@@ -80,6 +80,7 @@ class Entry:
     state: NativeState = NativeState.QUEUED
     listed: bool = True
     reason: str = ""
+    never_starts: bool = False
     exit_code: int | None = None
     started: int | None = None
     ended: int | None = None
@@ -326,6 +327,7 @@ def _observation(entry: Entry) -> Observation:
         index=entry.submission.index,
         exit_code=entry.exit_code,
         reason=entry.reason,
+        never_starts=entry.never_starts,
         started=entry.started,
         ended=entry.ended,
     )

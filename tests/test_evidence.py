@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgecore.batch import Token, TokenState
-from edgecore.evidence import Decision, Finding, Patience, decide
+from edgecore.evidence import Decision, Finding, Patience, WaitLimits, decide, outstays
 from edgecore.models import NativeState, Observation
 
 SECOND = 1_000_000
@@ -117,7 +117,7 @@ def decided(
         missed=None if silent_for is None else now - silent_for,
         now=now,
         patience=PATIENCE,
-        cancelled=cancelled,
+        unwanted=cancelled,
         unclear=unclear,
     )
 
@@ -192,7 +192,7 @@ def test_a_rename_is_asked_for_only_where_it_is_allowed_and_an_end_never_changes
     unclear: bool,
 ) -> None:
     found = decide(
-        token, seen, missed=missed, now=now, patience=PATIENCE, cancelled=cancelled, unclear=unclear
+        token, seen, missed=missed, now=now, patience=PATIENCE, unwanted=cancelled, unclear=unclear
     )
     state = token.state if token else None
     lasting: dict[TokenState | None, Finding] = {
@@ -250,3 +250,33 @@ def test_a_walltime_counts_from_the_start_where_a_file_system_keeps_the_time_of_
         token, None, missed=now - PATIENCE.lost_after, now=now, patience=PATIENCE, started=started
     )
     assert Finding.LOST is decision.finding
+
+
+# ------------------------------------------------------------------------ waiting
+
+NOW = STARTED
+
+
+@pytest.mark.parametrize(
+    ("stuck_for", "waiting_for", "pending", "words"),
+    [
+        (None, None, 60, ""),
+        (None, 10_000, None, ""),
+        (3599, 3599, None, ""),
+        (3600, 3600, None, "never start it, for 60 minutes"),
+        (None, 7199, 7200, ""),
+        (None, 7200, 7200, "it has waited for 2 hours"),
+        (10, 7200, 7200, "it has waited for 2 hours"),
+        (3600, 7200, 7200, "never start it, for 60 minutes"),
+    ],
+)
+def test_an_attempt_outstays_when_it_is_stuck_or_has_waited_for_as_long_as_the_site_allows(
+    stuck_for: int | None, waiting_for: int | None, pending: int | None, words: str
+) -> None:
+    def since(seconds: int | None) -> int | None:
+        return None if seconds is None else NOW - seconds * SECOND
+
+    limits = WaitLimits(stuck=3600 * SECOND, pending=None if pending is None else pending * SECOND)
+    found = outstays(stuck=since(stuck_for), waiting=since(waiting_for), now=NOW, limits=limits)
+    assert (words != "") == (found != "")
+    assert words in found

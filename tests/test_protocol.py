@@ -34,6 +34,8 @@ SHORT = {
         stale_end=True,
         look_first=True,
     ),
+    "given up": ONE(give_up=True, restartable=True, lost_replies=True, stale_end=True),
+    "given up, two attempts": Bounds(starts=1, give_up=True, retries=1),
     "submitted twice": TWICE(),
     "submitted twice, cancelled, restartable": TWICE(cancel=True, restartable=True),
 }
@@ -46,6 +48,10 @@ LONG = {
     "a file server that lies": Bounds(
         lost_replies=True, stale_directory=True, stale_end=True, restartable=True
     ),
+    "given up, cancelled": ONE(
+        give_up=True, cancel=True, restartable=True, lost_replies=True, stale_directory=True, stale_end=True
+    ),
+    "given up, submitted twice": TWICE(give_up=True, cancel=True, restartable=True),
     "submitted twice": Bounds(attempts=1, submitted_twice=True, restartable=True, cancel=True),
     "submitted twice in each of two attempts": Bounds(submissions=3, submitted_twice=True, starts=1),
 }
@@ -96,6 +102,9 @@ ABLATIONS = {
     ),
     "cancels without a rename": (
         Rules(revokes=False), ONE(cancel=True), "a start after JOB_CANCELLED",
+    ),
+    "takes back what waits without a rename": (
+        Rules(revokes=False), ONE(give_up=True), "a start after JOB_FAILED",
     ),
     "calls an execution over without a rename": (
         Rules(fences=False), ONE(restartable=True), "a start after JOB_FAILED",

@@ -72,6 +72,9 @@ def test_a_job_is_read_as_it_was_written_down_to_its_last_field(store: Store, re
         reason="out of memory",
         missed=5,
         held=True,
+        waiting=6,
+        stuck=7,
+        given_up="given up: it never starts",
     )
     job = keep(
         store,

@@ -17,7 +17,7 @@ from edgecore.clock import iso
 from edgecore.config import SiteConfig
 from edgecore.models import Attempt, Intent, Job, JobState
 from edgecore.reader import Reader
-from edgecore.states import SETTLED
+from edgecore.states import AT_BATCH_SYSTEM, SETTLED
 
 __all__ = ["NEXT", "details", "job", "state_words", "summary"]
 
@@ -54,6 +54,11 @@ NEXT: Final[Mapping[JobState, str]] = {
     _S.JOB_REJECTED: "Correct the definition and submit it again.",
 }
 """State -> what a person does about it."""
+
+_STUCK: Final = (
+    "The batch system says that it will never start it as it is, for the reason above. Correct the cause there, or take "
+    "it back: edgecore cancel {id}. Otherwise it fails after the time that [timing] stuck_after_s of the site says."
+)
 
 _ASKED: Final = {Intent.HELD: " (hold asked)", Intent.CANCELLED: " (cancel asked)"}
 
@@ -110,6 +115,8 @@ def next_step(job: Job) -> str:
         return f"It is kept from starting, as asked. To let it go on: edgecore release {job.id}"
     if job.state not in SETTLED and job.intent is Intent.CANCELLED:
         return "Nothing: it is being cancelled."
+    if job.state in AT_BATCH_SYSTEM and job.attempt is not None and job.attempt.stuck is not None:
+        return _STUCK.format(id=job.id)
     waits = f" The next try is at {moment(job.due)}." if job.due and job.state not in SETTLED else ""
     return NEXT[job.state].format(id=job.id) + waits
 
@@ -180,7 +187,7 @@ def _everything(config: SiteConfig, reader: Reader, job: Job) -> dict[str, objec
 
 def _with_times(record: object) -> dict[str, Any]:
     """Return a record as plain data, its times as ISO 8601."""
-    times = ("time", "intended", "submitted", "started", "ended", "missed")
+    times = ("time", "intended", "submitted", "started", "ended", "missed", "waiting", "stuck")
     data: dict[str, Any] = serial.unstructure(record)
     return {key: iso(value) if key in times and value is not None else value for key, value in data.items()}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import Enum
 from functools import cache
+from itertools import product
 from typing import Final, NamedTuple
 
 from attrs import evolve
@@ -46,7 +47,7 @@ class Act(NamedTuple):
 
 @cache
 def judge(
-    name: str, answer: Answer | None, silence: Silence, cancelled: bool, unclear: bool, rules: Rules
+    name: str, answer: Answer | None, silence: Silence, unwanted: bool, unclear: bool, rules: Rules
 ) -> Decision:
     """Ask the product what the token called *name* and *answer* prove."""
     token = _parse_token(name) if name else None
@@ -65,9 +66,7 @@ def judge(
         if seen is not None and not rules.tells_executions_apart:
             seen = evolve(seen, ended=None)
     now, missed = silence.value
-    return decide(
-        token, seen, missed=missed, now=now, patience=_PATIENCE, cancelled=cancelled, unclear=unclear
-    )
+    return decide(token, seen, missed=missed, now=now, patience=_PATIENCE, unwanted=unwanted, unclear=unclear)
 
 
 def service_acts(state: State, bounds: Bounds, rules: Rules) -> Iterator[Act]:
@@ -151,7 +150,8 @@ def _listings(state: State, bounds: Bounds) -> Iterator[tuple[Answer | None, Kin
     known = [entry for entry in state.of_attempt(state.store.attempt) if entry.known]
     yield None, Kind.FAULT if known else Kind.FAIR
     for entry in known:
-        yield Answer(entry.phase == "ended", entry.batch_id, entry.execution(entry.starts)), Kind.FAIR
+        waits = bounds.give_up and entry.phase == "queued"
+        yield Answer(entry.phase == "ended", entry.batch_id, entry.execution(entry.starts), waits), Kind.FAIR
         over = entry.starts if entry.phase == "queued" else entry.starts - 1
         if bounds.stale_end and entry.phase != "ended" and over > 0:
             yield Answer(True, entry.batch_id, entry.execution(over)), Kind.FAULT
@@ -160,22 +160,42 @@ def _listings(state: State, bounds: Bounds) -> Iterator[tuple[Answer | None, Kin
 def _words(answer: Answer | None) -> str:
     if answer is None:
         return "nothing of the attempt"
-    return f"batch id {answer.batch_id}, execution {answer.execution}, {'ended' if answer.ended else 'alive'}"
+    how = "ended" if answer.ended else "waiting" if answer.waits else "alive"
+    return f"batch id {answer.batch_id}, execution {answer.execution}, {how}"
 
 
 def _decide(
     state: State, name: str, answer: Answer | None, kind: Kind, bounds: Bounds, rules: Rules
 ) -> Iterator[Act]:
     store = state.store
+    if answer is not None and answer.waits and not (store.cancelled or store.given_up):
+        yield Act(
+            "commits that it gives the attempt up",
+            Kind.FAULT,
+            _with(state, IDLE, store._replace(given_up=True)),
+        )
     nothing_lives = all(entry.script is None for entry in state.of_attempt(store.attempt))
-    for silence in Silence:
+    for silence, (given_up, likely) in product(Silence, _still_given_up(name, answer, store)):
         if silence is Silence.PAST_WALLTIME and not (bounds.walltime and nothing_lives):
             continue
-        found = judge(name, answer, silence, store.cancelled, store.state == "SUBMITTING", rules)
+        now = store._replace(given_up=given_up)
+        found = judge(name, answer, silence, store.cancelled or given_up, store.state == "SUBMITTING", rules)
         label = (
             f"finds {found.finding} (token {name or 'none'}, shown {_words(answer)}, silence {silence.name})"
         )
-        yield Act(label, kind, _with(state, _next(found, name, store, rules)))
+        yield Act(label, max(kind, likely), _with(state, _next(found, name, now, rules), now))
+
+
+def _still_given_up(name: str, answer: Answer | None, store: Store) -> Iterator[tuple[bool, Kind]]:
+    """Tell whether an attempt that was given up is taken back still, by times that are not explored."""
+    if not store.given_up or name == "revoked":
+        yield store.given_up, Kind.FAIR
+        return
+    runs = answer is not None and not answer.ended and not answer.waits
+    if not runs:
+        yield True, Kind.FAIR
+    if runs or name.startswith("running") or (answer is not None and answer.waits):
+        yield False, Kind.FAIR if runs else Kind.FAULT
 
 
 def _next(found: Decision, name: str, store: Store, rules: Rules) -> Memory:
@@ -185,7 +205,7 @@ def _next(found: Decision, name: str, store: Store, rules: Rules) -> Memory:
         return Memory("revoke") if rules.revokes else Memory("never started")
     if found.finding is Finding.FENCE:
         return Memory("fence", token=name) if rules.fences else Memory("interrupted")
-    if found.finding is Finding.ALIVE and store.cancelled:
+    if found.finding is Finding.ALIVE and (store.cancelled or store.given_up):
         return Memory("cancel")
     if found.finding in (Finding.ALIVE, Finding.QUIET, Finding.LOST):
         return IDLE
@@ -210,6 +230,8 @@ def _conclude(state: State, bounds: Bounds) -> Iterator[Act]:
     if memory.doing == Finding.NEVER_STARTED:
         if store.cancelled:
             yield _end(state, "JOB_CANCELLED")
+        elif store.given_up:
+            yield _end(state, "JOB_FAILED")._replace(said="given up")
         else:
             yield Act(
                 "commits that the attempt never started", Kind.FAIR,
@@ -219,7 +241,7 @@ def _conclude(state: State, bounds: Bounds) -> Iterator[Act]:
         yield _end(state, "JOB_FINISHED")
     elif store.cancelled:
         yield _end(state, "JOB_CANCELLED")
-    elif bounds.retries and store.attempt <= bounds.retries:
+    elif bounds.retries and store.attempt <= bounds.retries and not store.given_up:
         again = _with(state, IDLE, store._replace(state="PREPROCESSED"))
         yield Act("commits EXECUTION_FAILED, another attempt follows", Kind.FAIR, again, "failed")
     else:

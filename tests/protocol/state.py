@@ -30,6 +30,8 @@ class Bounds:
     """Whether the batch system ends an execution at its walltime, so that it cannot live for ever."""
     cancel: bool = False
     """The user may cancel at any moment."""
+    give_up: bool = False
+    """The service may give up what waits in the batch system, at any moment."""
     lost_replies: bool = False
     """A rename that worked may be answered with "no such file"."""
     stale_directory: bool = False
@@ -73,6 +75,8 @@ class Store(NamedTuple):
     """PREPROCESSED, SUBMITTING, SUBMITTED, BOUND (no attempt left to explore) or a terminal state."""
     attempt: int
     cancelled: bool
+    given_up: bool = False
+    """Whether the attempt is to be taken back from the batch system."""
 
 
 class Answer(NamedTuple):
@@ -82,6 +86,8 @@ class Answer(NamedTuple):
     batch_id: int
     execution: int
     """Number of the last execution that the listing knows of."""
+    waits: bool = False
+    """Whether it waits in the queue; told apart only where the service may give up what does."""
 
 
 class Memory(NamedTuple):

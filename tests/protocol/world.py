@@ -184,8 +184,8 @@ def _false_report(state: State, said: str) -> str | None:
     entries = state.of_attempt(state.store.attempt)
     if state.application_lives():
         return f"'{said}' reported while the application runs"
-    if said == "never started":
-        return "'never started' reported of what ran" if any(entry.ran for entry in entries) else None
+    if said in ("never started", "given up"):
+        return f"'{said}' reported of what ran" if any(entry.ran for entry in entries) else None
     code = state.memory.exit_code
     if code is not None:
         return None if any(entry.exit_code == code for entry in entries) else "a false exit code"
