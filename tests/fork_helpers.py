@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgecore.builtin.fork import ForkScheduling
-from edgecore.builtin.fork_spool import lock_file, process_start, process_stat, supervised
+from edgecore.builtin.fork_spool import lock_file, supervised
 from edgecore.models import (
     Group,
     NativeState,
@@ -25,6 +25,7 @@ from edgecore.models import (
     Submission,
     Submitted,
 )
+from edgecore.processes import process_start, process_stat
 
 __all__ = ["DEADLINE_S", "Spool", "group_members", "submitter", "wait_for"]
 

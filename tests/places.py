@@ -17,10 +17,11 @@ from typing import Any
 from click.testing import CliRunner, Result
 
 from edgecore import serial
-from edgecore.builtin.fork_spool import lock_file, process_start, supervised
+from edgecore.builtin.fork_spool import lock_file, supervised
 from edgecore.cli import cli
 from edgecore.config import SiteConfig, read_site
 from edgecore.models import Job, JobDefinition, JobState
+from edgecore.processes import process_start
 from edgecore.reader import Reader
 from edgecore.service import open_broker
 from edgecore.store import Change, Store

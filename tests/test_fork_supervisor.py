@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 from fork_helpers import DEADLINE_S, Spool, group_members, wait_for
 
-from edgecore.builtin.fork_spool import log, process_start, process_stat, supervised
+from edgecore.builtin.fork_spool import log, supervised
 from edgecore.models import (
     NativeState,
 )
+from edgecore.processes import process_start, process_stat
 
 
 @pytest.fixture

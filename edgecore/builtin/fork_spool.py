@@ -1,4 +1,4 @@
-"""Keep the jobs of the `fork` batch system: its database, its lock, and who a process is.
+"""Keep the jobs of the `fork` batch system: its database and its lock.
 
 The driver and the supervisor share nothing but a *spool* directory:
 
@@ -29,8 +29,6 @@ __all__ = [
     "has_work",
     "lock_file",
     "log",
-    "process_start",
-    "process_stat",
     "supervised",
     "transaction",
 ]
@@ -141,18 +139,3 @@ def _locked(path: Path, how: int) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-
-
-def process_start(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot; None when it has ended."""
-    stat = process_stat(pid)
-    return None if stat is None or stat[0] in (b"Z", b"X") else int(stat[19])
-
-
-def process_stat(pid: int) -> list[bytes] | None:
-    """Return the fields of /proc/<pid>/stat from the third (the state) on; see proc(5)."""
-    try:
-        content = Path(f"/proc/{pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return content.rpartition(b")")[2].split()

@@ -38,10 +38,9 @@ from edgecore.builtin.fork_spool import (
     has_work,
     lock_file,
     log,
-    process_start,
-    process_stat,
     transaction,
 )
+from edgecore.processes import process_start, process_stat
 from edgecore.wakeup import Bell
 
 __all__ = ["main"]
