@@ -328,9 +328,8 @@ def read_site(path: Path) -> SiteConfig:
         config = serial.structure(SiteConfig, document, source=str(path))
     except ConfigurationError as error:
         raise ConfigurationError(str(path), (*map(_as_written, error.problems), *unknown)) from None
-    if unknown:
-        raise ConfigurationError(str(path), unknown)
-    _check(config, path)
+    if problems := (*unknown, *_problems(config)):
+        raise ConfigurationError(str(path), problems)
     return evolve(config, source=path.absolute())
 
 
@@ -368,25 +367,32 @@ def _part(table: Any, ours: frozenset[str]) -> Any:
     return {**parted, "settings": {key: value for key, value in table.items() if key not in ours}}
 
 
-def _check(config: SiteConfig, path: Path) -> None:
-    problems = []
+def _problems(config: SiteConfig) -> Iterator[Problem]:
+    """Find what the types allow and a site cannot work with."""
+    yield from _url_problems(config)
+    yield from _launcher_problems(config.launchers)
+    try:
+        applications.check_options(config.scheduling.options, source="")
+    except ConfigurationError as error:
+        yield from error.problems
+
+
+def _url_problems(config: SiteConfig) -> Iterator[Problem]:
     if not config.messaging.scheme:
-        problems.append(
-            Problem("messaging.url", repr(config.messaging.url), "must be a URL, such as sqlite:///path")
-        )
+        yield Problem("messaging.url", repr(config.messaging.url), "must be a URL, such as sqlite:///path")
     for number, entry in enumerate(config.transfer):
         if not entry.scheme:
             allowed = "must be the beginning of a URL, such as file:///data/"
-            problems.append(Problem(f"transfer[{number}].prefix", repr(entry.prefix), allowed))
-    if problems:
-        raise ConfigurationError(str(path), problems)
-    applications.check_options(config.scheduling.options, source=str(path))
-    for name, launcher in config.launchers.items():
+            yield Problem(f"transfer[{number}].prefix", repr(entry.prefix), allowed)
+
+
+def _launcher_problems(launchers: Mapping[str, LauncherTable]) -> Iterator[Problem]:
+    for name, launcher in launchers.items():
         try:
             applications.launcher_arguments(launcher.arguments, num_nodes=1, processes_per_node=1)
         except ConfigurationError as error:
-            located = (evolve(problem, path=f"launchers.{name}.{problem.path}") for problem in error.problems)
-            raise ConfigurationError(str(path), located) from None
+            for problem in error.problems:
+                yield evolve(problem, path=f"launchers.{name}.{problem.path}")
 
 
 def _environment(table: EnvironmentTable) -> Mapping[str, str]:

@@ -222,6 +222,22 @@ def test_everything_wrong_is_said_at_once(file: Path) -> None:
     assert {"site", "limits.max_queue", "limits.staging", "timing.grace_s", "source"} == set(paths)
 
 
+def test_what_only_a_site_can_judge_is_said_at_once_too(file: Path) -> None:
+    text = MINIMUM.replace("sqlite:///var", "/var")
+    text += '[[transfer]]\nprefix = "/data"\n[launchers.mpi]\narguments = ["{cores}"]\n'
+    text += '[environment]\ninherit = ["A"]\n[scheduling.options.queue]\ntype = "string"\nminimum = 1\n'
+    with pytest.raises(ConfigurationError) as raised:
+        read(file, text)
+    places = (
+        "environment.inherit",
+        "messaging.url",
+        "transfer[0].prefix",
+        "launchers.mpi.arguments[0]",
+        "scheduling.options.queue",
+    )
+    assert list(places) == [problem.path for problem in raised.value.problems]
+
+
 def test_a_wrong_transfer_is_named_by_its_place_in_the_list(file: Path) -> None:
     more = '[[transfer]]\nprefix = "file:///a/"\n[[transfer]]\nprefix = "/b/"\n'
     allowed = "must be the beginning of a URL, such as file:///data/"
