@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from edgecore.config import SiteConfig as SiteConfig
     from edgecore.config import read_site as read_site
+    from edgecore.doctor import Section as Section
+    from edgecore.doctor import diagnose as diagnose
     from edgecore.errors import ConfigurationError as ConfigurationError
     from edgecore.errors import DefinitionError as DefinitionError
     from edgecore.errors import EdgeError as EdgeError
@@ -38,8 +40,10 @@ __all__ = [
     "Messaging",
     "Reader",
     "Scheduling",
+    "Section",
     "SiteConfig",
     "Transfer",
+    "diagnose",
     "hookimpl",
     "read_site",
     "run_site",
@@ -57,8 +61,10 @@ _HOME: Final = {
     "Messaging": "hookspecs",
     "Reader": "reader",
     "Scheduling": "hookspecs",
+    "Section": "doctor",
     "SiteConfig": "config",
     "Transfer": "hookspecs",
+    "diagnose": "doctor",
     "hookimpl": "hookspecs",
     "read_site": "config",
     "run_site": "service",

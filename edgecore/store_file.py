@@ -21,6 +21,7 @@ from edgecore.directories import NETWORK_FILE_SYSTEMS, file_system_of
 from edgecore.errors import StoreError, StoreLocked, StoreUnusable
 
 __all__ = [
+    "OLDEST_SQLITE",
     "check_place",
     "connect",
     "explained",
@@ -33,7 +34,7 @@ __all__ = [
     "wake_directory",
 ]
 
-_OLDEST_SQLITE: Final = (3, 34, 0)
+OLDEST_SQLITE: Final = (3, 34, 0)
 _BUSY_S: Final = 30.0
 _LOOKS: Final = 5
 _LOOK_S: Final = 0.02
@@ -49,7 +50,7 @@ def wake_directory(store: Path) -> Path:
 
 def check_place(path: Path, mode: str) -> None:
     """Raise StoreUnusable where a store cannot be, or is not safe in that *mode*."""
-    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         raise StoreUnusable(f"SQLite {sqlite3.sqlite_version} is too old; at least 3.34 is needed")
     if not path.parent.is_dir():
         raise StoreUnusable(f"{path}: the directory {path.parent} does not exist; make it first")

@@ -38,11 +38,11 @@ def test_init_makes_a_site_that_is_read_without_a_complaint(tmp_path: Path) -> N
     assert Path(application.executable).stat().st_mode & 0o111
 
 
-def test_init_prints_the_three_commands_that_come_next(tmp_path: Path) -> None:
+def test_init_prints_the_commands_that_come_next(tmp_path: Path) -> None:
     output = edgecore("init", str(tmp_path / "demo")).output
 
     place = str(tmp_path / "demo")
-    assert re.findall(r"^  edgecore (\w+) ", output, re.M) == ["run", "submit", "jobs"]
+    assert re.findall(r"^  edgecore (\w+) ", output, re.M) == ["doctor", "run", "submit", "jobs"]
     assert f"edgecore submit {place}/hello.json --site {place}/site.toml --wait" in output
 
 

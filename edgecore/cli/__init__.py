@@ -29,6 +29,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "release": ("requests", "Ask the service to let held jobs go on."),
     "retry": ("requests", "Ask the service to resume failed jobs where they failed."),
     "apps": ("apps", "Keep the catalogue of applications that users may run."),
+    "doctor": ("doctor", "Examine a site: all that its service will need, and what to do."),
     "drivers": ("drivers", "List installed drivers and plugins."),
 }
 """Command -> module below this package, and the line that the overview shows without importing it."""

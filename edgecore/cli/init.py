@@ -182,6 +182,7 @@ def _write(base: Path, files: Mapping[Path, str]) -> None:
 def _next_commands(directory: Path) -> str:
     site, job = (shlex.quote(str(directory / name)) for name in ("site.toml", "hello.json"))
     return (
+        f"  edgecore doctor {site}                     says whether all that it needs is there\n"
         f"  edgecore run {site}                        in one terminal, then in another\n"
         f"  edgecore submit {job} --site {site} --wait\n"
         f"  edgecore jobs --site {site}"
