@@ -72,6 +72,33 @@ def test_a_kill_while_cancelling_leaves_a_job_that_is_cancelled_and_does_not_run
     assert site.states(blocker.id)[-1] is JobState.JOB_CANCELLED
 
 
+@pytest.mark.parametrize("point", sorted({*ON_A_CANCELLED_JOB, "before JOB_FAILED is committed"}))
+def test_a_kill_while_giving_up_leaves_a_job_that_has_failed_for_that_and_does_not_run(
+    point: str, tmp_path: Path
+) -> None:
+    site = make_site(tmp_path / "site", slots=1)
+    site.send(site.job(name="blocker", **site.files("blocker", seconds=120)))
+    with site.service():
+        wait_for(lambda: _in_state(site, "blocker", JobState.RUNNING), 15, site.diagnosis)
+        site.send(site.job(name="waiting", retries=3, **site.files("waiting", seconds=0)))
+        wait_for(lambda: _in_state(site, "waiting", JobState.QUEUED), 15, site.diagnosis)
+    text = site.file.read_text()
+    site.file.write_text(text.replace("[timing]\n", "[timing]\npending_at_most_s = 0.01\n"))
+    site.die(point)
+    with site.service():
+        wait_for(lambda: _in_state(site, "waiting", JobState.JOB_FAILED), 15, site.diagnosis)
+        blocker = site.named("blocker")
+        assert blocker is not None
+        Desk(site.config.store).request("cancel", blocker.id, asked_by="test", now=1)
+        site.wait_settled(2)
+    assert site.starts() == {blocker.id: 1}
+    failed = site.named("waiting")
+    assert failed is not None
+    assert failed.failed_state is JobState.SUBMIT_FAILED
+    assert "longer than this site allows" in failed.message
+    assert site.states(failed.id)[-2:] == [JobState.SUBMIT_FAILED, JobState.JOB_FAILED]
+
+
 @pytest.mark.parametrize("point", sorted(ON_AN_INTERRUPTED_JOB))
 def test_a_kill_while_fencing_ends_the_job_as_interrupted(point: str, tmp_path: Path) -> None:
     site = make_site(tmp_path / "site", grace_s=1)
