@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 JOBS   ?= 2
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test check bench long packages clean
+.PHONY: demo test check docs bench long packages clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/atlas/demo.py
@@ -22,6 +22,12 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n $(JOBS) -q -m "not slow and not long"
 
+# Refreshes what is generated from the code, then builds the pages into docs/_build; a warning is an error.
+docs: $(STAMP)
+	$(BIN)/python -m docs.generate
+	$(BIN)/python -m sphinx -q -W -n --keep-going -b html docs docs/_build
+	@echo "docs/_build/index.html"
+
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
@@ -29,7 +35,7 @@ long: $(STAMP)
 	$(BIN)/python -m pytest -m long --timeout 3600
 
 clean:
-	rm -rf $(VENV) build dist demo-output .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/_build demo-output .mypy_cache .pytest_cache .ruff_cache
 
 # Debian packages that the suite tests with. Without root it says what is missing, and skips those tests.
 packages:
