@@ -189,7 +189,9 @@ def test_a_job_too_large_for_a_host_that_shrank_waits_with_the_reason(spool: Spo
         (job,) = spool.submit("", processes_per_node=2)
         spool.driver.close()
         spool.open(slots=1)
-        assert spool.look(job).reason == "it wants 2 slots, and this host has only 1 now"
+        seen = spool.look(job)
+        assert seen.reason == "it wants 2 slots, and this host has only 1 now"
+        assert seen.never_starts
     spool.driver.observe(references=[job])
     assert not supervised(spool.place)  # nobody is started for what cannot start
 

@@ -327,7 +327,8 @@ class ForkScheduling(Scheduling):
     def _observation(self, row: _Row) -> Observation:
         job, tag, place, state, slots, queued, started, ended, exit_code, signal, reason, stop = row[:12]
         total = self.slots * self.nodes
-        if state == "QUEUED" and slots > total:
+        too_large = state == "QUEUED" and slots > total
+        if too_large:
             reason = f"it wants {slots} slots, and this host has only {total} now"
         return Observation(
             state=_STATES[state],
@@ -339,6 +340,7 @@ class ForkScheduling(Scheduling):
             exit_code=exit_code,
             signal=signal,
             reason=reason or stop,
+            never_starts=too_large,
             queued=queued,
             started=started,
             ended=ended,

@@ -15,8 +15,15 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from edgecore import batch, clock, relays, rows, service, store, store_file
+from edgecore.testing.checks import TypeChecked
 
-__all__ = ["POINTS", "main"]
+__all__ = ["LOOKED", "LOOK_FAILED", "POINTS", "main"]
+
+LOOKED: Final = "a look was answered"
+"""What is logged after each listing of the batch system."""
+LOOK_FAILED: Final = "a look was not answered"
+
+_log = logging.getLogger(__name__)
 
 _left = 0
 """How often the point is still to be passed; 0 where nobody is to die."""
@@ -163,6 +170,22 @@ def _go_ahead(seconds: float) -> None:
     clock.Clock.now = now  # type: ignore[method-assign]
 
 
+def _tell_of_looks() -> None:
+    """Log each listing, so that a test can wait for some."""
+    real = relays.SchedulingRelay.observe
+
+    def observe(self: relays.SchedulingRelay, **arguments: Any) -> Any:
+        try:
+            answer = real(self, **arguments)
+        except Exception:
+            _log.info(LOOK_FAILED)
+            raise
+        _log.info(LOOKED)
+        return answer
+
+    relays.SchedulingRelay.observe = observe  # type: ignore[method-assign]
+
+
 def main() -> None:
     """Run the service of one site until it is told to stop, or dies."""
     global _left
@@ -173,11 +196,12 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level="INFO")
     _go_ahead(options.ahead)
+    _tell_of_looks()
     if options.die:
         point, count = options.die
         _left = int(count)
         POINTS[point]()
-    service.run_site(options.site)
+    service.run_site(options.site, plugins=(TypeChecked(),))
 
 
 if __name__ == "__main__":

@@ -220,7 +220,8 @@ class Site:
     def diagnosis(self) -> str:
         """Say how things stand, for the message of a test that failed."""
         jobs = [(job.id, job.name, str(job.state), job.message, job.attempt) for job in self.jobs()]
-        return f"{jobs[:10]}\nstarts {self.starts()}\n{self.log[-3000:]}"
+        log = "\n".join(line for line in self.log.splitlines() if " look was " not in line)
+        return f"{jobs[:10]}\nstarts {self.starts()}\n{log[-3000:]}"
 
     # -------------------------------------------------------------------------------- services
 

@@ -1,0 +1,63 @@
+"""Be a pytest plugin: the markers and options that contract tests need, and the table of what they cover.
+
+It is loaded into every pytest that runs where edgecore is installed, so that it imports nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+__all__ = ["pytest_addoption", "pytest_collection_finish", "pytest_configure"]
+
+_MODULES: Final = (
+    "bench",
+    "campaign",
+    "contract",
+    "ending_faults",
+    "listing_faults",
+    "messaging",
+    "parsers",
+    "scheduling",
+    "site",
+    "submit_faults",
+    "transfer",
+)
+"""Where assertions stand."""
+
+_MARKERS: Final = (
+    "fault(number, variant): shows how a fault of the matrix is borne",
+    "slow: starts processes or waits for them",
+)
+
+pytest.register_assert_rewrite(*(f"edgecore.testing.{name}" for name in _MODULES))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of contract tests."""
+    group = parser.getgroup("edgecore", "contracts of edgecore drivers")
+    group.addoption("--kills", type=int, default=5, help="how often the campaign kills the service (5)")
+    group.addoption("--in-flight", type=int, default=10, help="how many jobs it keeps in flight (10)")
+    group.addoption(
+        "--fault-table",
+        type=Path,
+        metavar="FILE",
+        help="write which faults the collected contract tests show, as a Markdown table",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say what our markers mean."""
+    for line in _MARKERS:
+        config.addinivalue_line("markers", line)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Write the table of faults, where one is asked for."""
+    path = session.config.getoption("--fault-table")
+    if path is not None:
+        from edgecore.testing.coverage import fault_table
+
+        path.write_text(fault_table(session.items), encoding="utf-8")
