@@ -33,10 +33,12 @@ from edgecore.drivers import (
 from edgecore.engine import Engine
 from edgecore.errors import BrokerUnavailable, SchedulerUnavailable
 from edgecore.intake import Intake
+from edgecore.metrics import Metrics, open_metrics
 from edgecore.models import Application, Job, Queue, Topology
 from edgecore.outbox import Outbox
 from edgecore.reader import Reader
 from edgecore.store import Route, Store
+from edgecore.telling import AlarmBook, AlarmCommand, open_alarm_command
 
 __all__ = ["Balsam", "open_broker", "run_site", "topology"]
 
@@ -104,6 +106,8 @@ class _Parts:
     listeners: Listeners
     broker: Broker
     catalogue: _Catalogue
+    tellers: Sequence[Metrics | AlarmCommand]
+    """Listeners with a thread of their own."""
 
 
 @define(eq=False)
@@ -136,17 +140,23 @@ class Balsam:
         with ExitStack() as stack:
             config.work_directory.mkdir(parents=True, exist_ok=True)
             messaging = config.messaging
+            metrics = open_metrics(config, self.clock)
             store = Store(
                 config.store,
                 site=config.site,
                 route=Route(messaging.exchange, messaging.status_key),
                 mode=config.store_mode,
                 clock=self.clock,
+                committed=metrics.committed if metrics else lambda operations: None,
             )
             stack.callback(store.close)
+            told = (metrics, open_alarm_command(config, self.clock))
+            tellers = [teller for teller in told if teller is not None]
             plugins = (
                 *open_plugins(config.plugins.enabled, config.plugins.settings, source=str(config.source)),
                 *self.plugins,
+                AlarmBook(store),
+                *tellers,  # innermost: what a layer waits is not what a driver takes
             )
             listeners = Listeners(plugins)
             scheduling = self._open_scheduling(plugins)
@@ -168,7 +178,7 @@ class Balsam:
                 catalogue=catalogue.application,
                 clock=self.clock,
             )
-            self._work(stack, _Parts(store, actions, listeners, broker, catalogue), started)
+            self._work(stack, _Parts(store, actions, listeners, broker, catalogue, tellers), started)
 
     def _work(self, stack: ExitStack, parts: _Parts, started: Callable[[], None]) -> None:
         config = self.config
@@ -176,7 +186,7 @@ class Balsam:
         with Reader(config.store) as reader:
             engine.add(map(_looked_at_anew, reader.active()))
         # Ended in the opposite order: first nothing new comes in, last the final status goes out.
-        for part in self._threads(parts, engine):
+        for part in (*parts.tellers, *self._threads(parts, engine)):
             thread = part.start()
             stack.callback(thread.join, config.timing.drain_s)
             stack.callback(part.stop)

@@ -678,7 +678,7 @@ def make_edge(base: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> Edge:
     def open_scripted_transfer(*given: Any, **named: Any) -> TransferRelay:
         if edge.transfer is None:
             return open_transfer(*given, **named)
-        return TransferRelay(edge.transfer, edge.config.context)
+        return TransferRelay(edge.transfer, edge.config.context, layers=named["layers"])
 
     monkeypatch.setattr("edgecore.service.open_scheduling", open_scripted)
     monkeypatch.setattr("edgecore.service.open_transfer", open_scripted_transfer)
