@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 from urllib.parse import quote
 
 from edgecore.builtin.copy import FileTransfer
 from edgecore.models import TransferReport, TransferUpdate
+from edgecore.testing.trees import MEBIBYTE, content_of, planted_tree
 
-MEBIBYTE = 1024 * 1024
+__all__ = [
+    "MEBIBYTE",
+    "bytes_written",
+    "content_of",
+    "deliver",
+    "fetch",
+    "planted_tree",
+    "silent",
+    "url_of",
+]
 
 
 def url_of(path: Path) -> str:
@@ -38,38 +47,3 @@ def bytes_written() -> int:
         if line.startswith("wchar:"):
             return int(line.split()[1])
     raise AssertionError("/proc/self/io has no wchar")
-
-
-def content_of(root: Path) -> dict[bytes, object]:
-    """Describe a tree: bytes of paths -> content, mode and time, or the target of a link."""
-    found: dict[bytes, object] = {}
-    top = os.fsencode(root)
-    for directory, directories, files in os.walk(top):
-        for name in directories + files:
-            path = os.path.join(directory, name)
-            info = os.lstat(path)
-            key = os.path.relpath(path, top)
-            if stat.S_ISLNK(info.st_mode):
-                found[key] = ("link", os.readlink(path), info.st_mtime_ns)
-            elif stat.S_ISDIR(info.st_mode):
-                found[key] = ("directory", info.st_mode, info.st_mtime_ns)
-            else:
-                with open(path, "rb") as file:
-                    found[key] = (file.read(), info.st_mode, info.st_mtime_ns)
-    return found
-
-
-def planted_tree(root: Path) -> Path:
-    """Make a small tree with all that a copy must keep."""
-    (root / "sub" / "deeper").mkdir(parents=True)
-    (root / "empty directory").mkdir()
-    (root / "empty").touch()
-    (root / "a").write_bytes(b"alpha")
-    (root / "sub" / "b").write_bytes(os.urandom(3 * MEBIBYTE + 17))
-    (root / "sub" / "deeper" / "run.sh").write_text("#!/bin/sh\n")
-    (root / "sub" / "deeper" / "run.sh").chmod(0o751)
-    (root / "sub" / "up").symlink_to("../a")
-    (root / "sub" / "dangling").symlink_to("not yet here")
-    os.utime(root / "a", ns=(1, 1_234_567_891_234_567_891))
-    os.utime(root / "sub", ns=(1, 1_111_111_111_222_222_222))
-    return root
