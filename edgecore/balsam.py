@@ -185,10 +185,12 @@ class Actions:
         at = job.moved(failed, self.clock.now(), reason, failed_state=failed, attempt=attempt)
         return Change(job, (at, at.moved(S.JOB_FAILED, self.clock.now(), reason)))
 
-    def retry(self, job: Job) -> Change | str:
-        """Return the change that resumes a job where it failed, or why that cannot be."""
+    def retry(self, job: Job, from_start: bool = False) -> Change | str:
+        """Return the change that resumes a job where it failed or *from_start*, or why that cannot be."""
         now = self.clock.now()
         if job.state is S.JOB_FAILED and job.failed_state is not None:
+            if from_start:
+                return Change(job, (job.moved(S.CREATED, now, "retried by an operator, from its input on"),))
             if self._place.directory(job).is_dir():
                 return Change(job, (job.moved(RESUMES_AT[job.failed_state], now, "retried by an operator"),))
             message = "retried by an operator, from its input on: its directory was removed"

@@ -28,8 +28,12 @@ _LOOK_ANYWAY_S: Final = 30.0
 _RETRIED: Final = (JobState.JOB_FAILED, JobState.LOST, JobState.SUBMIT_DISABLED)
 
 
-def objection(command: str, job: Job) -> str | None:
+def objection(command: str, job: Job, *, from_start: bool = False) -> str | None:
     """Say why *command* makes no sense for a job as it is; None when it may be carried out."""
+    if from_start and command != "retry":
+        return f"from_start belongs to a retry, not to a {command}"
+    if from_start and job.state is not JobState.JOB_FAILED:
+        return f"it is {job.state}; a retry from the start is for JOB_FAILED"
     if command == "report":
         return None
     if command == "retry" and job.state not in _RETRIED:
@@ -49,17 +53,18 @@ class Control:
 
     engine: Engine
     store: Store
-    retry: Callable[[Job], Change | str]
+    retry: Callable[[Job, bool], Change | str]
+    """Resumes a job where it failed or, where so asked, from its start."""
     fence: Callable[[Job], bool]
     can_hold: bool = True
     """Whether the batch system can hold what was submitted."""
 
-    def carry_out(self, command: str, job: Job, *, operator: bool) -> Future[None]:
+    def carry_out(self, command: str, job: Job, *, operator: bool, from_start: bool = False) -> Future[None]:
         """Do *command* to *job*; what cannot be done is logged and changes nothing.
 
         The answer is done when what was asked is durable; a request may be forgotten only then.
         """
-        refusal = objection(command, job)
+        refusal = objection(command, job, from_start=from_start)
         if refusal is not None:
             _refused(command, job, refusal)
             return _nothing_to_do()
@@ -70,7 +75,7 @@ class Control:
         if command == "cancel":
             return self._cancel(job, operator)
         if command == "retry":
-            return self._retry(job, operator)
+            return self._retry(job, operator, from_start)
         if command == "report":
             return self._report(job)
         return self.engine.want(job.id, Intent.HELD if command == "hold" else Intent.RUN)
@@ -89,14 +94,14 @@ class Control:
             return None
         return Change(job, (job.moved(JobState.JOB_CANCELLED, self.store.now(), "cancelled"),))
 
-    def _retry(self, job: Job, operator: bool) -> Future[None]:
+    def _retry(self, job: Job, operator: bool, from_start: bool) -> Future[None]:
         def objected(now: Job) -> str | None:
             if now.state is JobState.LOST and not operator:
                 return "it is LOST, and only an operator can know that nothing of it lives"
-            return objection("retry", now)
+            return objection("retry", now, from_start=from_start)
 
         def make(now: Job) -> Change | None:
-            outcome = objected(now) or self.retry(evolve(now, intent=Intent.RUN))
+            outcome = objected(now) or self.retry(evolve(now, intent=Intent.RUN), from_start)
             if isinstance(outcome, Change):
                 return outcome
             _refused("retry", now, outcome)
@@ -180,4 +185,4 @@ class RequestWatch:
         if job is None:
             log.warning("%s, which there is not", asked, extra={"job": request.job_id})
             return _nothing_to_do()
-        return self.control.carry_out(request.command, job, operator=True)
+        return self.control.carry_out(request.command, job, operator=True, from_start=request.from_start)

@@ -24,11 +24,13 @@ class Desk:
     path: Path
     mode: str = "wal"
 
-    def request(self, command: str, job_id: int, *, asked_by: str, now: int) -> None:
-        """Ask the service of this store to do something with a job, and wake it."""
+    def request(
+        self, command: str, job_id: int, *, asked_by: str, now: int, from_start: bool = False
+    ) -> None:
+        """Ask the service of this store to do something with a job, and wake it; *from_start* belongs to a retry."""
         self._run(
-            "INSERT INTO requests (command, job_id, asked_by, time) VALUES (?, ?, ?, ?)",
-            (command, job_id, asked_by, now),
+            "INSERT INTO requests (command, job_id, asked_by, time, from_start) VALUES (?, ?, ?, ?, ?)",
+            (command, job_id, asked_by, now, from_start),
         )
         wakeup.ring(store_file.wake_directory(self.path))
 

@@ -291,7 +291,12 @@ class Intake:
             )
             return None
         job = jobs[-1]
-        return self.control.carry_out(message.command, self.engine.jobs.get(job.id, job), operator=False)
+        return self.control.carry_out(
+            message.command,
+            self.engine.jobs.get(job.id, job),
+            operator=False,
+            from_start=message.from_start,
+        )
 
 
 def message_identity(owner: str, message_id: str) -> str:

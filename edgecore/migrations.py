@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VERSION", "migrate", "version"]
 
-VERSION: Final = 3
+VERSION: Final = 4
 """How many migrations there are."""
 
 
@@ -34,6 +34,7 @@ def migrate(connection: sqlite3.Connection) -> None:
     migrations(name="0001_first")(_first)
     migrations(name="0002_seeing")(_seeing)
     migrations(name="0003_waiting")(_waiting)
+    migrations(name="0004_from_start")(_from_start)
     # A broken plugin of sqlite-utils, installed by somebody for something else, must not stop us.
     migrations.apply(Database(connection, execute_plugins=False))
     connection.execute(f"PRAGMA user_version = {VERSION}")
@@ -58,6 +59,13 @@ def _seeing(database: Database) -> None:
 def _waiting(database: Database) -> None:
     """Remember since when an attempt waits, and why it was given up."""
     _execute(database, _WAITING)
+
+
+def _from_start(database: Database) -> None:
+    """Let people ask for a retry from the input on."""
+    database.execute(
+        "ALTER TABLE requests ADD COLUMN from_start INTEGER NOT NULL DEFAULT 0 CHECK (from_start IN (0, 1))"
+    )
 
 
 def _execute(database: Database, statements: str) -> None:

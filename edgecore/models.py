@@ -209,6 +209,8 @@ class ControlMessage:
     """What to do; ``report`` repeats the latest status."""
     job_id: Name | Identifier
     """The sender's own id of the job, or ours."""
+    from_start: bool = False
+    """With ``retry``: begin with staging in, so that corrected input is fetched, instead of at the step that failed."""
 
 
 # --------------------------------------------------------------------------- applications

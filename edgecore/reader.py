@@ -56,6 +56,8 @@ class Request:
     command: str
     job_id: int
     asked_by: str
+    from_start: bool
+    """Whether a retry is to begin with staging in."""
 
 
 @frozen(kw_only=True)
@@ -281,9 +283,10 @@ class Reader:
     def requests(self, after: int) -> tuple[Request, ...]:
         """Return what operators asked for after the request with that id, in order."""
         rows = self._ask(
-            "SELECT id, command, job_id, asked_by FROM requests WHERE id > ? ORDER BY id", (after,)
+            "SELECT id, command, job_id, asked_by, from_start FROM requests WHERE id > ? ORDER BY id",
+            (after,),
         )
-        return tuple(Request(**dict(row)) for row in rows)
+        return tuple(Request(**{**dict(row), "from_start": bool(row["from_start"])}) for row in rows)
 
     def application(self, name: str) -> Application | None:
         """Return an entry of the catalogue."""

@@ -597,13 +597,13 @@ class Edge:
     def output(self, name: str) -> str:
         return f"file://{self.site.base}/data/out-{name}"
 
-    def ask(self, command: str, name: str = "job") -> None:
+    def ask(self, command: str, name: str = "job", **more: Any) -> None:
         """Ask for something as an operator does."""
-        Desk(self.config.store).request(command, self.job(name).id, asked_by="operator", now=1)
+        Desk(self.config.store).request(command, self.job(name).id, asked_by="operator", now=1, **more)
 
-    def tell(self, command: str, job_id: str | int) -> None:
+    def tell(self, command: str, job_id: str | int, **more: Any) -> None:
         """Ask for something as the sender of a job does."""
-        self.site.send({"command": command, "job_id": job_id})
+        self.site.send({"command": command, "job_id": job_id, **more})
 
     # ------------------------------------------------------------------------------ looking
 

@@ -59,6 +59,8 @@ def test_a_definitions_own_word_wins_over_the_default_also_when_it_says_nothing(
 def test_a_request_about_a_job_is_told_from_a_definition() -> None:
     expected = ControlMessage(command="cancel", job_id="mine")
     assert expected == ADMISSION.read(b'{"command": "cancel", "job_id": "mine"}', "x")
+    again = ControlMessage(command="retry", job_id=7, from_start=True)
+    assert again == ADMISSION.read(b'{"command": "retry", "job_id": 7, "from_start": true}', "x")
     assert "command" in refused(b'{"command": "cancle", "job_id": "mine"}')
     assert "argument" in refused(b'{"command": "cancel", "job_id": 1, "argument": 1}')
 

@@ -11,6 +11,7 @@ import pytest
 from places import Place
 
 from edgecore.models import Intent, JobState
+from edgecore.reader import Reader
 from edgecore.store_file import is_running
 
 S = JobState
@@ -61,6 +62,19 @@ def test_a_request_that_makes_no_sense_is_refused_in_words(
     assert result.exit_code == 1
     assert words in result.stderr
     assert place.requests() == []
+
+
+def test_a_retry_from_the_start_is_asked_for_and_refused_where_there_is_no_start_to_go_back_to(
+    place: Place,
+) -> None:
+    failed, lost = place.keep(S.JOB_FAILED), place.keep(S.LOST)
+
+    result = place.run("retry", "--from-start", str(failed.id), str(lost.id))
+
+    with Reader(place.config.store) as reader:
+        assert [(failed.id, True)] == [(each.job_id, each.from_start) for each in reader.requests(0)]
+    assert result.exit_code == 1
+    assert "it is LOST; a retry from the start is for JOB_FAILED" in result.stderr
 
 
 def test_a_job_that_is_being_cancelled_is_not_held(place: Place) -> None:

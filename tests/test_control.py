@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from scripted import Edge, ScriptedTransfer
 from edgecore import batch
 from edgecore.config import Limits
 from edgecore.control import objection
-from edgecore.models import Intent, Job, JobDefinition, NativeState, Refusal
+from edgecore.models import Intent, Job, JobDefinition, NativeState, Option, Parameter, Refusal
 from edgecore.models import JobState as S
 
 
@@ -454,3 +455,72 @@ def test_a_held_job_that_is_cancelled_cannot_be_held_again(edge: Edge) -> None:
     assert "it is being cancelled" == objection("hold", job)
     assert "it is being cancelled" == objection("release", job)
     assert objection("cancel", job) is None
+
+
+# ---------------------------------------------------------------------- a retry from the start
+
+
+def wrong_input(edge: Edge) -> Path:
+    """Have a job that failed for what stands in its input; answers the file to correct."""
+    edge.register("picky", parameters={"events": Parameter(type="integer")})
+    edge.start()
+    edge.send(application="picky", job_id="mine", **edge.input("job", events="many"))
+    edge.wait("job", S.JOB_FAILED)
+    assert S.PREPROCESS_FAILED is edge.job().failed_state
+    return edge.site.base / "data/job/app.cfg"
+
+
+@pytest.mark.slow
+def test_a_retry_uses_what_was_staged_in_and_one_from_the_start_fetches_what_was_corrected(
+    edge: Edge,
+) -> None:
+    wrong_input(edge).write_text("events = 5\n")
+    edge.ask("retry")
+    edge.wait("job", S.JOB_FAILED, times=2)
+    assert "many" in edge.job().message
+    edge.ask("retry", from_start=True)
+    edge.wait("job", S.JOB_FINISHED)
+    again = edge.states()[-edge.states()[::-1].index("JOB_FAILED") :]
+    assert ["CREATED", "STAGED_IN", "PREPROCESSED"] == again[:3]
+
+
+@pytest.mark.slow
+def test_a_sender_who_corrected_the_input_retries_from_the_start(edge: Edge) -> None:
+    wrong_input(edge).write_text("events = 5\n")
+    edge.tell("retry", "mine", from_start=True)
+    edge.wait("job", S.JOB_FINISHED)
+
+
+@pytest.mark.slow
+def test_a_retry_from_the_start_reads_options_anew_and_makes_a_further_attempt(edge: Edge) -> None:
+    edge.config = evolve(
+        edge.config, scheduling=evolve(edge.config.scheduling, options={"constraint": Option(type="string")})
+    )
+    edge.scheduling.refuse(Refusal.PERMANENT, "Invalid feature specification")
+    edge.start()
+    more = edge.input("job", constraint="knll") | {"config_file": None, "scheduler_config": "app.cfg"}
+    edge.send(**more)
+    edge.wait("job", S.JOB_FAILED)
+    (edge.site.base / "data/job/app.cfg").write_text("constraint = knl\n")
+    edge.ask("retry", from_start=True)
+    finished = edge.wait("job", S.JOB_FINISHED)
+    assert finished.attempt is not None
+    assert finished.plan is not None
+    assert (2, {"constraint": "knl"}) == (finished.attempt.number, finished.plan.options)
+    assert {finished.id: 1} == edge.site.starts()
+
+
+@pytest.mark.parametrize(
+    ("command", "state", "words"),
+    [
+        ("retry", S.LOST, "it is LOST; a retry from the start is for JOB_FAILED"),
+        ("retry", S.SUBMIT_DISABLED, "it is SUBMIT_DISABLED; a retry from the start is for JOB_FAILED"),
+        ("retry", S.JOB_FAILED, None),
+        ("cancel", S.QUEUED, "from_start belongs to a retry, not to a cancel"),
+        ("report", S.QUEUED, "from_start belongs to a retry, not to a report"),
+    ],
+)
+def test_only_a_retry_of_a_failed_job_begins_at_the_start(command: str, state: S, words: str | None) -> None:
+    definition = JobDefinition(name="job", application="a", site="here")
+    job = Job(id=1, owner="alice", definition=definition, state=state)
+    assert words == objection(command, job, from_start=True)

@@ -14,7 +14,11 @@ from edgecore.models import JobState
 from edgecore.reader import Reader
 from edgecore.store import Store
 
-STEPS = {"0001_first": migrations._first, "0002_seeing": migrations._seeing}
+STEPS = {
+    "0001_first": migrations._first,
+    "0002_seeing": migrations._seeing,
+    "0003_waiting": migrations._waiting,
+}
 
 
 def earlier(path: Path, steps: int) -> None:
@@ -33,11 +37,14 @@ def earlier(path: Path, steps: int) -> None:
             "INSERT INTO attempts (job_id, number, tag, group_tag, intended, batch_id, reason, held)"
             " VALUES (7, 1, 'e71', 'e71', 50, '4711', '', 0)"
         )
+        connection.execute(
+            "INSERT INTO requests (command, job_id, asked_by, time) VALUES ('retry', 7, 'ada', 60)"
+        )
         connection.execute(f"PRAGMA user_version = {steps}")
         connection.commit()
 
 
-@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("steps", [1, 2, 3])
 def test_a_store_of_an_earlier_edgecore_is_brought_up_to_date_with_its_jobs(
     tmp_path: Path, steps: int
 ) -> None:
@@ -49,6 +56,8 @@ def test_a_store_of_an_earlier_edgecore_is_brought_up_to_date_with_its_jobs(
         assert migrations.VERSION == migrations.version(connection)
     with Reader(path) as reader:
         (job,) = reader.active()
+        (request,) = reader.requests(0)
+    assert ("retry", 7, False) == (request.command, request.job_id, request.from_start)
     assert (7, JobState.QUEUED, "Priority") == (job.id, job.state, job.message)
     assert job.attempt is not None
     assert "4711" == job.attempt.batch_id

@@ -307,11 +307,11 @@ def test_the_outbox_is_in_order_after_a_number_and_forgets_what_is_confirmed(
 
 
 def test_requests_come_in_order_once_each(store: Store, path: Path, reader: Reader) -> None:
-    for command in ("hold", "cancel"):
-        Desk(path).request(command, 5, asked_by="ada", now=1)
+    Desk(path).request("hold", 5, asked_by="ada", now=1)
+    Desk(path).request("retry", 5, asked_by="ada", now=1, from_start=True)
     first, second = reader.requests(0)
-    assert [("hold", 5, "ada"), ("cancel", 5, "ada")] == [
-        (each.command, each.job_id, each.asked_by) for each in (first, second)
+    assert [("hold", 5, "ada", False), ("retry", 5, "ada", True)] == [
+        (each.command, each.job_id, each.asked_by, each.from_start) for each in (first, second)
     ]
     assert (second,) == reader.requests(first.id)
     store.request_done(first.id).result(10)

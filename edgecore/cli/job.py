@@ -49,7 +49,7 @@ NEXT: Final[Mapping[JobState, str]] = {
     _S.STAGE_OUT_FAILED: _ENDS,
     _S.JOB_FINISHED: "Nothing: it is done.",
     _S.JOB_FAILED: "Correct the cause (what was staged in lies in data/ of its directory); then edgecore retry {id} "
-    "resumes it at the step that failed",
+    "resumes it at the step that failed. If the input was corrected at its URL: edgecore retry {id} --from-start",
     _S.JOB_CANCELLED: "Nothing: it is over. Submit it again if it is wanted after all.",
     _S.JOB_REJECTED: "Correct the definition and submit it again.",
 }

@@ -93,28 +93,40 @@ def release(ids: tuple[str, ...], site: Path | None, as_json: bool) -> None:
 @click.command()
 @_ids
 @site_option
+@click.option(
+    "--from-start", is_flag=True, help="Begin with staging in, so that input corrected at its URL is fetched."
+)
 @_wait
 @json_option
-def retry(ids: tuple[str, ...], site: Path | None, wait: bool, as_json: bool) -> None:
+def retry(ids: tuple[str, ...], site: Path | None, from_start: bool, wait: bool, as_json: bool) -> None:
     """Ask the service to resume jobs at the step that failed. ID is ours or the sender's.
 
+    What was staged in is used as it now lies in data/ of the job's directory; with --from-start, input that has
+    changed at its URL is fetched over it, and configuration files are read anew.
     For a job that is LOST it is your word that nothing of it lives.
 
     \b
-    Example:
+    Examples:
       edgecore retry 1507945011064986 --wait
+      edgecore retry 1507945011064986 --from-start
 
     Exit code: 0 when all was asked (with --wait: and all finished), else 1.
     """
-    _request("retry", ids, site, JobState.JOB_FINISHED if wait else None, as_json)
+    _request("retry", ids, site, JobState.JOB_FINISHED if wait else None, as_json, from_start=from_start)
 
 
 def _request(
-    command: str, ids: Sequence[str], site: Path | None, wanted: JobState | None, as_json: bool
+    command: str,
+    ids: Sequence[str],
+    site: Path | None,
+    wanted: JobState | None,
+    as_json: bool,
+    *,
+    from_start: bool = False,
 ) -> None:
     config = find_site(site)
     with Reader(config.store) as reader:
-        asked = [_ask(command, text, config, reader) for text in dict.fromkeys(ids)]
+        asked = [_ask(command, text, config, reader, from_start) for text in dict.fromkeys(ids)]
         for each in asked:
             _say(command, each, as_json)
         if any(each.objection is None for each in asked):
@@ -128,15 +140,15 @@ def _request(
     click.get_current_context().exit(code)
 
 
-def _ask(command: str, text: str, config: SiteConfig, reader: Reader) -> _Asked:
+def _ask(command: str, text: str, config: SiteConfig, reader: Reader, from_start: bool) -> _Asked:
     try:
         job = find_job(reader, text)
     except EdgeError as error:
         return _Asked(text, None, str(error))
-    against = objection(command, job)
+    against = objection(command, job, from_start=from_start)
     if against is None:
         Desk(config.store, config.store_mode).request(
-            command, job.id, asked_by=getpass.getuser(), now=Clock().now()
+            command, job.id, asked_by=getpass.getuser(), now=Clock().now(), from_start=from_start
         )
     return _Asked(text, job, against)
 
