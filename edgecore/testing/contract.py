@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import pytest
 
@@ -63,6 +63,8 @@ class SchedulingTests:
         Ending.TIME_LIMIT: "time",
     }
     """Ending -> a part of the reason that the batch system gives, in lower case, ``_`` as a space."""
+    accepted: ClassVar[Mapping[str, Any]] = {}
+    """What a group may ask for here, such as ``{"queue": "batch", "options": {"constraint": "knl"}}``."""
     longest_s: ClassVar[float] = 15.0
     """Seconds in which every hook comes back, also when the batch system's commands do not."""
     most_commands: ClassVar[int] = 4
@@ -76,7 +78,7 @@ class SchedulingTests:
     @pytest.fixture(autouse=True)
     def _skip_what_cannot_be_shown(self, request: pytest.FixtureRequest) -> None:
         for mark in request.node.iter_markers("fault"):
-            reason = not_shown(type(self), *mark.args[:1], mark.args[1] if mark.args[1:] else None)
+            reason = not_shown(type(self), mark.args[0], mark.args[1] if mark.args[1:] else None)
             if reason:
                 pytest.skip(f"fault {mark.args[0]}: {reason}")
 
