@@ -72,6 +72,7 @@ class Alarm:
 
 log = logging.getLogger(__name__)
 
+_MOST_VALUES: Final = 500
 _ATTEMPT: Final = (
     "number, tag, group_tag, group_index, intended, batch_id, submitted, started, ended, exit_code, reason,"
     " missed, held, waiting, stuck, given_up"
@@ -142,11 +143,6 @@ class Reader:
             sql = f"{_JOB} WHERE jobs.id = ? AND (? IS NULL OR owner = ?)"
             rows = list(self._ask(sql, (int(public_id), owner, owner)))
         return tuple(_job(row) for row in rows)
-
-    def taken_as(self, identity: str) -> int | None:
-        """Return the id of the job that a delivery with this identity became."""
-        row = self._one("SELECT job_id FROM inbox WHERE identity = ?", (identity,))
-        return None if row is None else int(row[0])
 
     def active(self) -> Iterator[Job]:
         """Yield every job in which the service has something left to do, oldest first.
@@ -219,6 +215,16 @@ class Reader:
             (before, JobState.JOB_FAILED, failed, limit),
         )
         return tuple(int(row[0]) for row in rows)
+
+    def marks(self, job_ids: Sequence[int]) -> Mapping[int, tuple[object, ...]]:
+        """Return for each of these jobs what is another value as soon as people see it differently."""
+        found: dict[int, tuple[object, ...]] = {}
+        for first in range(0, len(job_ids), _MOST_VALUES):
+            asked = job_ids[first : first + _MOST_VALUES]
+            places = ", ".join("?" * len(asked))
+            query = f"SELECT id, sequence, message, intent FROM jobs WHERE id IN ({places})"
+            found |= {int(row[0]): tuple(row[1:]) for row in self._ask(query, asked)}
+        return found
 
     # --------------------------------------------------------------------- about one job
 

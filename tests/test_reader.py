@@ -329,7 +329,6 @@ def test_a_store_that_is_not_there_says_how_it_is_made(tmp_path: Path) -> None:
 _QUESTIONS: dict[str, Callable[[Reader], object]] = {
     "job": lambda reader: reader.job(1),
     "find": lambda reader: (reader.find("12"), reader.find("12", owner="ada")),
-    "taken_as": lambda reader: reader.taken_as("x"),
     "active": lambda reader: list(reader.active()),
     "latest": lambda reader: (
         reader.latest(5),
@@ -341,6 +340,7 @@ _QUESTIONS: dict[str, Callable[[Reader], object]] = {
     "changes": lambda reader: reader.changes(),
     "newest": lambda reader: reader.newest(),
     "moving": lambda reader: reader.moving(5),
+    "marks": lambda reader: reader.marks([1, 2]),
     "rejection": lambda reader: reader.rejection(1),
     "backlog": lambda reader: reader.backlog(5),
     "alarms": lambda reader: reader.alarms(),
