@@ -23,7 +23,6 @@ import contextlib
 import json
 import logging
 import os
-import pwd
 import sqlite3
 import sys
 import threading
@@ -57,6 +56,7 @@ from edgecore.models import (
     SubmissionAnswer,
     Submitted,
 )
+from edgecore.processes import user_name
 from edgecore.wakeup import ring
 
 __all__ = ["ForkScheduling"]
@@ -127,7 +127,7 @@ class ForkScheduling(Scheduling):
         """Make or open the spool, and see to it that a supervisor lives if there is work."""
         self._place = (site.work_directory / (self.spool or ".fork")).absolute()
         self._environment = {"PATH": os.defpath, **site.environment}
-        self._owner = _user()
+        self._owner = user_name()
         try:
             self._place.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -425,10 +425,3 @@ def _by_chunks(database: sqlite3.Connection, query: str, values: Sequence[object
     for first in range(0, len(values), _CHUNK):
         chunk = values[first : first + _CHUNK]
         yield from database.execute(query % ",".join("?" * len(chunk)), chunk)
-
-
-def _user() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # a container's user without an entry
-        return str(os.getuid())

@@ -93,7 +93,7 @@ class Dialect:
 
     def decorated(self, job: Job) -> str:
         """Return the right word for the state of *job* and more, as this batch system has it."""
-        return f"{self.words[job.condition]} by 1234"
+        return f"{self.words[job.condition]}*"
 
     def broken(self, record: bytes) -> bytes:
         """Return the record of a job without most of its fields, lines and brackets left whole."""

@@ -3,7 +3,7 @@
 ::
 
     fsub --name N --directory D --nodes N --processes N --minutes N [--queue Q] [--account A] [--comment C]
-         [--array COUNT] [--option KEY=VALUE]... [--no-requeue] [--hold] SCRIPT
+         [--array INDEX,INDEX...] [--option KEY=VALUE]... [--no-requeue] [--hold] SCRIPT
     fstat [--user U]                  what waits and runs
     facct [--user U] [--since TIME]   the accounting of everything
     fdel|fhold|frls ID[/NAME]...      a job that has another name is left alone
@@ -47,7 +47,7 @@ _COLUMNS: Final[Mapping[str, Callable[[Job], object]]] = {
     "ID": lambda job: job.batch_id,
     "NAME": lambda job: job.name,
     "OWNER": lambda job: job.owner,
-    "STATE": lambda job: job.word,
+    "STATE": lambda job: f"{job.word} by {job.ended_by}" if job.ended_by else job.word,
     "QUEUED": lambda job: int(job.queued),
     "STARTED": lambda job: "" if job.started is None else int(job.started),
     "ENDED": lambda job: "" if job.ended is None else int(job.ended),
@@ -112,14 +112,14 @@ class PlainDialect(Dialect):
             content = script.read_bytes()
         except OSError as error:
             raise Usage(f"fsub: refused: cannot read {script}: {error.strerror}", 1) from error
-        count = options.get("array")
+        indexes = options.get("array")
         pairs = (text.partition("=") for text in options.get("option", "").split("\n") if text)
         return Submit(
             script=str(script),
             content=content,
             name=options.get("name", script.name),
             directory=options.get("directory", call.directory),
-            indexes=tuple(range(int(count))) if count else None,
+            indexes=tuple(map(int, indexes.split(","))) if indexes else None,
             nodes=int(options.get("nodes", "1")),
             processes=int(options.get("processes", "1")),
             walltime_s=60.0 * int(options["minutes"]) if "minutes" in options else None,
@@ -136,6 +136,11 @@ class PlainDialect(Dialect):
         """Give a script its id, and its index in an array."""
         index = {} if job.member is None else {"FAKE_INDEX": str(job.member)}
         return {"FAKE_JOB_ID": job.batch_id, **index}
+
+    def decorated(self, job: Job) -> str:
+        """Add what the plain batch system may add: who ended a job, or that something is going on."""
+        word = self.words[job.condition]
+        return f"{word} by 1234" if job.condition.ended else f"{word}*"
 
     def accepted(self, request: Submit, number: int) -> Printed:
         """Print the id."""

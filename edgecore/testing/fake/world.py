@@ -10,21 +10,19 @@ Every method is to be called inside of a transaction of the state.
 from __future__ import annotations
 
 import json
-import os
-import pwd
 import signal
 import time
 from collections.abc import Sequence
 from typing import Final
 
-from edgecore.processes import process_start
+from edgecore.processes import process_start, user_name
 from edgecore.testing.fake.dialect import Dialect
 from edgecore.testing.fake.processes import kill, lives, spawn_runner
 from edgecore.testing.fake.records import Act, Condition, Job, Look, Outcome, Submit, Why
 from edgecore.testing.fake.state import State
 from edgecore.testing.words import Command, Word
 
-__all__ = ["World", "seconds_since_boot", "user"]
+__all__ = ["World", "seconds_since_boot"]
 
 _ALIVE: Final = "condition IN ('waiting', 'held', 'running')"
 _STARTABLE: Final = "condition = 'waiting' AND why <> 'can never run' AND foreigner = 0 AND runner IS NULL"
@@ -98,7 +96,7 @@ class World:
                 number=number,
                 member=index,
                 batch_id=batch_id,
-                owner=user(),
+                owner=user_name(),
                 name=request.name,
                 condition=condition,
                 why=why,
@@ -207,7 +205,7 @@ class World:
         if request.owner is not None and job.owner != request.owner:
             return Outcome(batch_id, None, done=False)
         doing = {Command.CANCEL: self.cancel, Command.HOLD: self.hold, Command.RELEASE: self.release}
-        return Outcome(batch_id, job, done=doing[request.command](job, by=user()))
+        return Outcome(batch_id, job, done=doing[request.command](job, by=user_name()))
 
     def cancel(self, job: Job, *, by: str) -> bool:
         """End a job as its user asks: what runs gets TERM, and KILL from its runner when it does not heed."""
@@ -265,11 +263,3 @@ def _number(batch_id: str) -> int:
 def seconds_since_boot() -> float:
     """Return the time by a clock that a correction of the date does not move."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def user() -> str:
-    """Return the name of the user that this process runs as."""
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:  # a container's user without an entry
-        return str(os.getuid())
