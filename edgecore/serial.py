@@ -202,7 +202,7 @@ def _problems(error: BaseException, path: str, cls: object) -> Iterator[Problem]
         known = [field.name for field in attrs.fields(error.cl) if field.init]
         for key in sorted(error.extra_fields):
             where = f"{path}.{key}" if path else str(key)
-            yield Problem(shorten(where)[1:-1], "", f"unknown key{nearest(str(key), known)}")
+            yield Problem(shorten(where)[1:-1] or "''", "", f"unknown key{nearest(str(key), known)}")
     elif isinstance(error, _Invalid):
         yield Problem(path, error.found, error.allowed)
     elif isinstance(error, KeyError):
