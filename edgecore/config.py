@@ -216,7 +216,9 @@ class LogTable:
     """``[log]``: what `edgecore run` logs and where; a service inside another program logs as that one does."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is less is left out."""
     format: Literal["text", "json"] = "text"
+    """``json``: an object per line, with the fields of the job that it is about."""
     file: Path | None = None
     """None for stderr."""
 
@@ -228,6 +230,7 @@ class MetricsTable:
     file: Path | None = None
     """None for no metrics."""
     interval_s: Annotated[float, Between(0.1, 86_400)] = 60
+    """Seconds between two writings."""
 
 
 @frozen(kw_only=True)
@@ -239,6 +242,7 @@ class AlarmsTable:
     interval_s: Annotated[float, Between(0, 86_400)] = 60
     """Not more often than this; what comes meanwhile is told together."""
     timeout_s: Annotated[float, Between(0.1, 3_600)] = 60
+    """After so many seconds the program is ended."""
 
 
 @frozen(kw_only=True)
