@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import signal
 import stat
@@ -36,13 +35,6 @@ def tree(tmp_path: Path) -> Path:
 # ------------------------------------------------------------------------------ what arrives
 
 
-def test_a_file_is_fetched_under_its_own_name(tree: Path, tmp_path: Path) -> None:
-    report = fetch(tree / "a", tmp_path / "here")
-    assert {"a"} == set(os.listdir(tmp_path / "here"))
-    assert (report.files, report.size_bytes, report.skipped_files, report.verified) == (1, 5, 0, "bytes")
-    assert (tree / "a").stat().st_mtime_ns == (tmp_path / "here" / "a").stat().st_mtime_ns
-
-
 def test_the_content_of_a_tree_is_fetched_with_modes_times_links_and_what_is_empty(
     tree: Path, tmp_path: Path
 ) -> None:
@@ -52,42 +44,10 @@ def test_the_content_of_a_tree_is_fetched_with_modes_times_links_and_what_is_emp
     assert report.size_bytes == 5 + 10 + 3 * MEBIBYTE + 17
 
 
-def test_delivering_makes_the_directories_on_the_way(tree: Path, tmp_path: Path) -> None:
-    target = tmp_path / "one" / "two words" / "three"
-    FileTransfer().deliver(directory=tree, url=url_of(target) + "/", progress=silent)
-    assert content_of(tree) == content_of(target)
-
-
 def test_a_host_named_localhost_is_this_machine(tree: Path, tmp_path: Path) -> None:
     url = url_of(tree / "a").replace("file://", "file://localhost")
     FileTransfer().fetch(url=url, directory=tmp_path / "here", progress=silent)
     assert (tmp_path / "here" / "a").read_bytes() == b"alpha"
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        b"with space",
-        b"'\"",
-        b"new\nline",
-        b"-rf",
-        "grüße".encode(),
-        b"\xff\xfe",
-        b"%41",
-        b"a?b#c",
-        b"x" * 255,
-    ],
-    ids=ascii,
-)
-def test_a_name_of_any_bytes_survives(name: bytes, tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    path = source / os.fsdecode(name)
-    path.write_bytes(b"content")
-    fetch(path, tmp_path / "alone")
-    deliver(source, tmp_path / "tree")
-    assert [name] == os.listdir(os.fsencode(tmp_path / "alone"))
-    assert [name] == os.listdir(os.fsencode(tmp_path / "tree"))
 
 
 NAMES = st.binary(min_size=1, max_size=20).filter(
@@ -180,32 +140,6 @@ def test_without_comparing_the_report_says_that_only_sizes_were_checked(tree: Pa
 
 
 # --------------------------------------------------------------------- again, and resumed
-
-
-def test_a_repeated_call_moves_nothing_that_is_right(tree: Path, tmp_path: Path) -> None:
-    here = tmp_path / "here"
-    first = fetch(tree, here)
-    before = {path: path.lstat().st_ino for path in here.rglob("*")}
-    second = fetch(tree, here)
-    assert (first.files, first.size_bytes, first.files) == (
-        second.files,
-        second.size_bytes,
-        second.skipped_files,
-    )
-    assert before == {path: path.lstat().st_ino for path in here.rglob("*")}
-
-
-def test_a_file_with_the_right_size_and_time_but_other_content_is_replaced(
-    tree: Path, tmp_path: Path
-) -> None:
-    here = tmp_path / "here"
-    here.mkdir()
-    (here / "a").write_bytes(b"alphb")
-    time_ns = (tree / "a").stat().st_mtime_ns
-    os.utime(here / "a", ns=(time_ns, time_ns))
-    report = fetch(tree / "a", here)
-    assert (here / "a").read_bytes() == b"alpha"
-    assert report.skipped_files == 0
 
 
 def test_a_file_with_the_right_content_gets_its_mode_and_time(tree: Path, tmp_path: Path) -> None:
@@ -343,22 +277,6 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
         return write(*given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(os, "copy_file_range", slowly)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("slow")
-def test_progress_is_told_every_second_also_within_one_file(tmp_path: Path) -> None:
-    (tmp_path / "big").write_bytes(os.urandom(25 * MEBIBYTE))
-    times, sizes = [time.monotonic()], list[int]()
-
-    def progress(update: TransferUpdate) -> None:
-        times.append(time.monotonic())
-        sizes.append(update.size_bytes)
-
-    FileTransfer().fetch(url=url_of(tmp_path / "big"), directory=tmp_path / "here", progress=progress)
-    assert times[-1] - times[0] > 2
-    assert max(later - sooner for sooner, later in itertools.pairwise(times)) < 1
-    assert [size for size in sizes if 0 < size < 25 * MEBIBYTE]
 
 
 @pytest.mark.slow

@@ -133,6 +133,7 @@ class TransferBreaks(TransferBase):
         between = {update.size_bytes for update in progress.updates} - {0, 30 * MEBIBYTE}
         assert took_s > 1.5, "the peer's slow() does not make it slow"
         assert len(between) >= took_s / 3
+        assert len(progress.updates) >= took_s
 
     @pytest.mark.parametrize("way", WAYS)
     def test_a_full_disk_interrupts_and_what_came_later_is_right(
