@@ -60,7 +60,7 @@ class BatchSystem:
         raise NotImplementedError
 
     def requeue(self, batch_id: str) -> None:
-        """Preempt a running job: kill its processes, and queue it again under the same id."""
+        """Queue a running job, whose processes are killed, or an ended one again under the same id."""
         raise NotImplementedError
 
     def hold(self, batch_id: str) -> None:

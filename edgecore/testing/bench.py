@@ -153,6 +153,16 @@ class Bench:
         """Wait until so many more listings were answered."""
         self.wait_log(LOOKED, self.site.log.count(LOOKED) + more)
 
+    def wait_questions(self, more: int = 3) -> None:
+        """Wait until so many more listings were asked for, answered or not."""
+
+        def asked() -> int:
+            log = self.site.log
+            return log.count(LOOKED) + log.count(LOOK_FAILED)
+
+        wanted = asked() + more
+        wait_for(lambda: asked() >= wanted, DEADLINE_S, self.site.diagnosis)
+
     def wait_failed_looks(self, more: int = 1) -> None:
         """Wait until so many more listings were not answered."""
         self.wait_log(LOOK_FAILED, self.site.log.count(LOOK_FAILED) + more)

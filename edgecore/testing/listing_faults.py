@@ -209,16 +209,18 @@ class ListingFaults(SchedulingTests):
         with bench.service():
             for name in ("first", "victim", "last"):
                 bench.start("patient", name)
-            before = bench.states("victim")
+            before = {name: bench.states(name) for name in ("first", "victim", "last")}
             with bench.system.garbling(bench.batch_id("victim"), how):
-                bench.wait_looks()
-                assert [before] * 2 == [bench.states("first"), bench.states("last")]
-                for name in ("first", "last"):
-                    bench.site.let_end(name)
-                    bench.end(name, S.JOB_FINISHED)
-                assert before == bench.states("victim")
-            bench.site.let_end("victim")
-            bench.end("victim", S.JOB_FINISHED)
+                bench.wait_questions()
+                assert before == {name: bench.states(name) for name in before}
+                if how is not Garbling.EMPTY:  # which a driver may well take for no answer
+                    for name in ("first", "last"):
+                        bench.site.let_end(name)
+                        bench.end(name, S.JOB_FINISHED)
+                assert before["victim"] == bench.states("victim")
+            for name in before:
+                bench.site.let_end(name)
+                bench.end(name, S.JOB_FINISHED)
         bench.close_books({"first": 1, "victim": 1, "last": 1})
 
     # --------------------------------------------------------------------- 8: a batch id re-used

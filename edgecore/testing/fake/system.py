@@ -220,17 +220,15 @@ class FakeBatchSystem(BatchSystem):
             )
 
     def requeue(self, batch_id: str) -> None:
-        """Preempt a running job: kill its processes, and queue it again under the same id."""
+        """Queue a running job, whose processes are killed, or an ended one again under the same id."""
         with self._acting() as world:
-            job = self._running(batch_id)
+            job = self._job(batch_id)
+            if job.condition in (Condition.WAITING, Condition.HELD):
+                raise LookupError(f"job {batch_id} is in the queue already: it is {job.condition}")
             world.kill(job)
-            self._state.update(job.row, condition=Condition.WAITING, why=Why.RESOURCES, started=None)
-
-    def _running(self, batch_id: str) -> Job:
-        job = self._job(batch_id)
-        if job.condition is not Condition.RUNNING:
-            raise LookupError(f"job {batch_id} does not run: it is {job.condition}")
-        return job
+            nothing = dict.fromkeys(("started", "ended", "exit_code", "signal"))
+            again = {"condition": Condition.WAITING, "why": Why.RESOURCES, "stopping": "", "ended_by": ""}
+            self._state.update(job.row, **nothing, **again)
 
     def hold(self, batch_id: str) -> None:
         """Hold a waiting job, as an administrator does."""
