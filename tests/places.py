@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -27,6 +28,21 @@ from edgecore.service import open_broker
 from edgecore.store import Change, Store
 
 DEADLINE_S = 60.0
+
+
+def copied(place: Place, base: Path) -> Place:
+    """Return a copy of a site, which costs less than a new one: nothing of it is forced to the disk."""
+    copy = Place.__new__(Place)
+    copy.base = base / place.base.name
+    copy.file = copy.base / place.file.name
+    shutil.copytree(place.base, copy.base)
+    copy.file.write_text(place.file.read_text().replace(str(place.base), str(copy.base)))
+    with contextlib.closing(sqlite3.connect(copy.config.store)) as connection, connection:
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute(
+            "UPDATE applications SET entry = replace(entry, ?, ?)", (str(place.base), str(copy.base))
+        )
+    return copy
 
 
 class Place:

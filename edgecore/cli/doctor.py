@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["doctor"]
 
+_NARROW: Final = 40
 _WIDTH: Final = 80
+_WIDE: Final = 120
 _WORDS: Final = {Level.OK: "ok", Level.WARNING: "warning", Level.FAILURE: "FAILURE"}
 _SIGNS: Final = {Level.OK: "\N{CHECK MARK}", Level.WARNING: "!", Level.FAILURE: "\N{BALLOT X}"}
 _COLOURS: Final = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILURE: "red"}
@@ -73,7 +76,7 @@ def doctor(site: Path | None, as_json: bool) -> None:
     if as_json:
         _show_json(config, sections)
     else:
-        click.echo(f"\n{_summary(sections)}")
+        click.echo("\n" + "\n".join(_wrapped(_summary(sections), "", "", _WIDTH)))
     click.get_current_context().exit(int(_count(sections, Level.FAILURE) > 0))
 
 
@@ -122,7 +125,7 @@ def _summary(sections: Sequence[Section]) -> str:
     if not failures:
         return f"nothing will fail: {total} findings, {told[0] if told else 'no warning'}"
     first = next((s.title, f.subject) for s in sections for f in s.findings if f.level is Level.FAILURE)
-    return f"{', '.join(told)}: fix {first[0]}, {visible(first[1])} first"
+    return f"{', '.join(told)}: fix {first[0]}, {first[1]} first"
 
 
 def _number(count: int, noun: str) -> str:
@@ -135,17 +138,15 @@ def _number(count: int, noun: str) -> str:
 def _show(section: Section) -> None:
     """Write one section: at a terminal with signs and colours, else in plain words."""
     terminal = console()
-    width = _WIDTH if terminal is None else max(40, min(terminal.width, 120))
-    if terminal is None and shutil.get_terminal_size((_WIDTH, 24)).columns < _WIDTH:
-        width = max(40, shutil.get_terminal_size().columns)
     if terminal is None:
         click.echo(f"\n{section.title}")
         for finding in section.findings:
-            for line in _lines(finding, _WORDS[finding.level].ljust(8), width):
+            for line in _lines(finding, _WORDS[finding.level].ljust(8), _width()):
                 click.echo(line)
         return
     from rich.text import Text
 
+    width = max(_NARROW, min(terminal.width, _WIDE))
     terminal.print(Text(f"\n{section.title}", style="bold"))
     for finding in section.findings:
         sign = _SIGNS[finding.level]
@@ -155,6 +156,12 @@ def _show(section: Section) -> None:
         terminal.print(text, soft_wrap=True)
         for each in rest:
             terminal.print(Text(each), soft_wrap=True)
+
+
+def _width() -> int:
+    """Return how wide plain lines may be; a file or a pipe gets what every screen can show."""
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDTH
+    return max(_NARROW, min(columns, _WIDTH))
 
 
 def _lines(finding: Finding, sign: str, width: int) -> Iterator[str]:
