@@ -315,12 +315,17 @@ STATEMENTS = {
 SMALL_TABLES = {"SCAN consumers", "SCAN queues"}
 """One row for each open consumer; names of queues, read for an error message only."""
 
+EXAMINING = {"edgecore.builtin.queue_file._COUNT", "edgecore.builtin.queue_file._LAST_REASON"}
+"""Asked once, when somebody examines the site."""
+
 
 def test_no_query_scans_the_messages(connect: Open, path: Path) -> None:
     connect()
     connection = sqlite3.connect(path)
     assert len(STATEMENTS) > 15
-    for name, statement in STATEMENTS.items():
+    assert EXAMINING <= set(STATEMENTS)
+    for name in set(STATEMENTS) - EXAMINING:
+        statement = STATEMENTS[name]
         rows = connection.execute(f"EXPLAIN QUERY PLAN {statement}", [None] * statement.count("?"))
         for detail in (row[3] for row in rows):
             small = any(detail.startswith(table) for table in SMALL_TABLES)

@@ -18,18 +18,26 @@ if TYPE_CHECKING:
     from edgecore.testing.batch_system import Word as Word
     from edgecore.testing.checks import TypeChecked as TypeChecked
     from edgecore.testing.checks import WrongAnswer as WrongAnswer
+    from edgecore.testing.messaging import MessageBroker as MessageBroker
+    from edgecore.testing.messaging import MessagingContract as MessagingContract
     from edgecore.testing.parsers import ParserContract as ParserContract
     from edgecore.testing.scheduling import SchedulingContract as SchedulingContract
+    from edgecore.testing.transfer import Peer as Peer
+    from edgecore.testing.transfer import TransferContract as TransferContract
 
 __all__ = [
     "BatchSystem",
     "Command",
     "Ending",
     "Garbling",
+    "MessageBroker",
+    "MessagingContract",
     "NativeJob",
     "ParserContract",
+    "Peer",
     "SchedulingContract",
     "SubmitFault",
+    "TransferContract",
     "TypeChecked",
     "Word",
     "WrongAnswer",
@@ -40,10 +48,14 @@ _HOME: Final = {
     "Command": "batch_system",
     "Ending": "batch_system",
     "Garbling": "batch_system",
+    "MessageBroker": "messaging",
+    "MessagingContract": "messaging",
     "NativeJob": "batch_system",
     "ParserContract": "parsers",
+    "Peer": "transfer",
     "SchedulingContract": "scheduling",
     "SubmitFault": "batch_system",
+    "TransferContract": "transfer",
     "TypeChecked": "checks",
     "Word": "batch_system",
     "WrongAnswer": "checks",
