@@ -78,6 +78,7 @@ def test_the_way_of_jobs_is_counted(edge: Edge, file: Path) -> None:
     assert 10 < commits <= operations
 
 
+@pytest.mark.slow
 def test_what_fails_is_counted_by_its_step_and_its_kind(edge: Edge, file: Path) -> None:
     transfer = edge.transfer = ScriptedTransfer()
     edge.start()
@@ -102,6 +103,7 @@ def test_what_fails_is_counted_by_its_step_and_its_kind(edge: Edge, file: Path) 
     assert 1 == found("submissions_total", "permanent")
 
 
+@pytest.mark.slow
 def test_a_silent_batch_system_and_its_alarm_are_seen_while_they_last(edge: Edge, file: Path) -> None:
     edge.scheduling.auto = False
     edge.start()
@@ -120,6 +122,7 @@ def test_a_silent_batch_system_and_its_alarm_are_seen_while_they_last(edge: Edge
     edge.until(lambda: (Numbers(file)("last_success_timestamp_seconds", "listing") or 0) > before)
 
 
+@pytest.mark.slow
 def test_messages_that_nobody_takes_are_counted(edge: Edge, file: Path) -> None:
     edge.start()
     relay = edge.site.relay()
@@ -129,6 +132,7 @@ def test_messages_that_nobody_takes_are_counted(edge: Edge, file: Path) -> None:
     edge.until(lambda: file.exists() and Numbers(file)("messages_unroutable_total") == 1)
 
 
+@pytest.mark.slow
 def test_the_backlog_is_seen_while_the_broker_is_away(edge: Edge, file: Path) -> None:
     edge.scheduling.auto = False
     edge.start()
@@ -152,6 +156,7 @@ def test_the_file_says_whether_the_service_works_and_which_one_it_is(edge: Edge,
     assert [file.name] == [path.name for path in file.parent.glob("*.prom*")]  # nothing temporary is left
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_written_is_said_once_and_written_later(
     edge: Edge, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

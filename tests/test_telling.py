@@ -22,6 +22,8 @@ from edgecore.models import JobState
 from edgecore.reader import Reader
 from edgecore.telling import AlarmCommand
 
+pytestmark = pytest.mark.slow
+
 LONG_S = 20.0
 
 

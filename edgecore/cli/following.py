@@ -1,128 +1,278 @@
-"""Follow a job in the store until it settles, telling every status on the way."""
+"""Follow jobs in the store until they settle, telling every status on the way.
+
+Nobody is woken by a service that commits: a look whether anything was committed at all costs a few
+microseconds, and only what has changed is read. So waiting costs the service nothing and learns at once.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import click
+from attrs import define
 
-from edgecore.cli.output import console, moment, visible
-from edgecore.models import Job, JobState
+from edgecore.cli.output import console, lasted, moment, visible
+from edgecore.clock import Clock
+from edgecore.config import SiteConfig
+from edgecore.models import Job
 from edgecore.reader import HistoryEntry, Reader
 from edgecore.states import SETTLED
+from edgecore.store_file import is_running
 
-__all__ = ["EXIT_INTERRUPTED", "EXIT_TIMEOUT", "follow", "wait_for_job"]
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+__all__ = ["EXIT_INTERRUPTED", "EXIT_TIMEOUT", "Followed", "Looks", "follow", "wait_for_jobs"]
 
 EXIT_TIMEOUT: Final = 3
 EXIT_INTERRUPTED: Final = 130
-_LOOK_S: Final = 0.2
-"""A service that commits wakes nobody, so that waiting costs it nothing; a look is one indexed row."""
+_LOOK_S: Final = 0.05
+_LOOK_ROLLBACK_S: Final = 0.5
+"""Without a WAL a look takes a lock of the file, which may be on a file server."""
+_SERVICE_S: Final = 1.0
+_SHARE: Final = 4
+"""We rest so many times longer than a look took, so that thousands of jobs cost a part of a processor."""
+_ROWS: Final = 10
+
+
+@define(eq=False)
+class Followed:
+    """One job that somebody waits for."""
+
+    label: str | int
+    """What the person calls it."""
+    find: Callable[[], Job | None]
+    """Looks for the job; None while the service has not taken it."""
+    after: int = 0
+    """It has settled only with a status above this sequence number."""
+    job: Job | None = None
+    """As it was last seen."""
+    told: int = 0
+    mark: tuple[object, ...] = ()
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is nothing more to wait for."""
+        return self.job is not None and self.job.state in SETTLED and self.job.sequence > self.after
 
 
 class _Teller(Protocol):
-    """Hear how a job goes on."""
+    """Hear how jobs go on."""
 
-    def status(self, entry: HistoryEntry) -> None:
+    def status(self, followed: Followed, entry: HistoryEntry) -> None:
         """Hear of one status."""
 
-    def present(self, job: Job | None) -> None:
-        """Hear what the job does now; None while the service has not taken it."""
+    def present(self, all_of_them: Sequence[Followed]) -> None:
+        """Hear that something may look differently now."""
+
+    def service(self, runs: bool) -> None:
+        """Hear that the service has gone, or is back."""
 
 
-def follow(
-    reader: Reader, find: Callable[[], Job | None], teller: _Teller, *, after: int, timeout_s: float | None
-) -> Job | None:
-    """Tell every status above sequence *after* until the job is settled; None when the time is up."""
+@define(eq=False)
+class Looks:
+    """Say when it is time to look at a store: at once when something was committed."""
+
+    reader: Reader
+    config: SiteConfig
+    service_runs: bool = True
+    _seen: int | None = None
+    _began: float = 0.0
+    _service_looked_at: float = float("-inf")
+
+    def pause(self) -> None:
+        """Rest until the next look."""
+        rest = _LOOK_S if self.config.store_mode == "wal" else _LOOK_ROLLBACK_S
+        time.sleep(max(rest, _SHARE * (time.monotonic() - self._began) if self._began else 0.0))
+
+    def news(self) -> bool:
+        """Tell whether anything was committed since the last time."""
+        changes = self.reader.changes()
+        found = changes != self._seen
+        self._seen = changes
+        self._began = time.monotonic() if found else 0.0
+        return found
+
+    def service_changed(self) -> bool:
+        """Tell whether the service has come or gone, looking now and then."""
+        now = time.monotonic()
+        if now - self._service_looked_at < _SERVICE_S:
+            return False
+        first = self._service_looked_at == float("-inf")
+        self._service_looked_at = now
+        before, self.service_runs = self.service_runs, is_running(self.config.store)
+        return not first and before is not self.service_runs
+
+
+def follow(looks: Looks, jobs: Sequence[Followed], teller: _Teller, *, timeout_s: float | None) -> bool:
+    """Tell every status of *jobs* until all have settled; False when the time is up before."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    told = after
     while True:
-        job = find()
-        teller.present(job)
-        if job is not None and job.sequence > told:
-            for entry in reader.history(job.id):
-                if told < entry.sequence <= job.sequence:
-                    teller.status(entry)
-            told = job.sequence
-        if job is not None and job.state in SETTLED and job.sequence > after:
-            return job
+        if looks.service_changed():
+            teller.service(looks.service_runs)
+        if looks.news():
+            _look(looks.reader, [each for each in jobs if not each.settled], teller)
+        teller.present(jobs)
+        if all(each.settled for each in jobs):
+            return True
         if deadline is not None and time.monotonic() >= deadline:
-            return None
-        time.sleep(_LOOK_S)
+            return False
+        looks.pause()
 
 
-def wait_for_job(
+def _look(reader: Reader, waited_for: Sequence[Followed], teller: _Teller) -> None:
+    """Read the jobs that look differently than before, and tell what became of them."""
+    for each in waited_for:
+        if each.job is None:
+            each.job = each.find()
+    marks = reader.marks([each.job.id for each in waited_for if each.job is not None])
+    for each in waited_for:
+        if each.job is None or marks.get(each.job.id) == each.mark:
+            continue
+        each.mark = marks.get(each.job.id, ())
+        each.job = job = each.find() or each.job
+        begin = max(each.told, each.after)
+        if job.sequence > begin:
+            for entry in reader.history(job.id):
+                if begin < entry.sequence <= job.sequence:
+                    teller.status(each, entry)
+            each.told = job.sequence
+
+
+def wait_for_jobs(
     reader: Reader,
-    find: Callable[[], Job | None],
+    config: SiteConfig,
+    jobs: Sequence[Followed],
     *,
-    wanted: JobState = JobState.JOB_FINISHED,
-    after: int = 0,
-    timeout_s: float | None,
+    again: str,
+    timeout_s: float | None = None,
     quiet: bool = False,
-) -> tuple[Job | None, int]:
-    """Follow a job for a person; returns it as it settled, and the exit code of the command."""
+) -> int | None:
+    """Follow jobs for a person; answers None when all have settled, else the exit code of the command.
+
+    *again* is the command by which a person looks again.
+    """
+    looks = Looks(reader, config)
+    goes_on = "the job goes on" if len(jobs) == 1 else "the jobs go on"
     try:
-        with _telling(quiet) as teller:
-            job = follow(reader, find, teller, after=after, timeout_s=timeout_s)
+        with _telling(config, quiet, several=len(jobs) > 1) as teller:
+            if follow(looks, jobs, teller, timeout_s=timeout_s):
+                return None
     except KeyboardInterrupt:
-        click.echo("no longer waiting; the job goes on", err=True)
-        return find(), EXIT_INTERRUPTED
-    if job is None:
-        click.echo(f"not settled after {timeout_s:g} s; the job goes on", err=True)
-        return find(), EXIT_TIMEOUT
-    return job, 0 if job.state is wanted else 1
+        click.echo(f"no longer waiting; {goes_on}; to look again: {again}", err=True)
+        return EXIT_INTERRUPTED
+    click.echo(f"not settled after {timeout_s:g} s; {goes_on}; to look again: {again}", err=True)
+    return EXIT_TIMEOUT
+
+
+# ---------------------------------------------------------------------------------- telling
 
 
 class _Quiet:
     """Tell nothing: the result is for a machine."""
 
-    def status(self, entry: HistoryEntry) -> None:
+    def status(self, followed: Followed, entry: HistoryEntry) -> None:
         """Say nothing."""
 
-    def present(self, job: Job | None) -> None:
+    def present(self, all_of_them: Sequence[Followed]) -> None:
+        """Say nothing."""
+
+    def service(self, runs: bool) -> None:
         """Say nothing."""
 
 
+@define(eq=False)
 class _Plain(_Quiet):
     """Tell one line per status."""
 
-    def status(self, entry: HistoryEntry) -> None:
+    config: SiteConfig
+    several: bool
+
+    def status(self, followed: Followed, entry: HistoryEntry) -> None:
         """Write the status."""
-        click.echo(_line(entry))
+        click.echo(_line(followed, entry, self.several))
+
+    def service(self, runs: bool) -> None:
+        """Say that waiting may take longer, or that it goes on."""
+        words = "runs again" if runs else "has stopped; nothing changes until it runs again"
+        click.echo(f"the service of site {self.config.site} {words}", err=True)
 
 
-class _Live:
-    """Tell one line per status at a terminal, and below them what goes on now."""
+@define(eq=False)
+class _Live(_Plain):
+    """Tell at a terminal one line per status or, of several jobs, per end, and below what goes on now."""
 
-    def __init__(self, write: Callable[[str], None], show: Callable[[str], None]) -> None:
-        self._write = write
-        self._show = show
+    terminal: Console
+    draw: Callable[[Callable[[], Text]], None]
+    _shown: object = None
 
-    def status(self, entry: HistoryEntry) -> None:
-        """Write the status above the last line."""
-        self._write(_line(entry))
+    def status(self, followed: Followed, entry: HistoryEntry) -> None:
+        """Write the status above what goes on now."""
+        from rich.text import Text
 
-    def present(self, job: Job | None) -> None:
-        """Replace the last line."""
-        doing = "waiting for the service to take it" if job is None else f"{job.state} {job.message}"
-        self._show(visible(doing))
+        if not self.several or entry.state in SETTLED:
+            self.terminal.print(Text(_line(followed, entry, self.several)), soft_wrap=True)
+
+    def present(self, all_of_them: Sequence[Followed]) -> None:
+        """Draw what goes on now, where it looks differently than before."""
+        now = Clock().now() // 1_000_000
+        state = (now, self.terminal.size, [each.mark for each in all_of_them if not each.settled])
+        if state != self._shown:
+            self._shown = state
+            self.draw(lambda: _picture(all_of_them, self.terminal))
+
+
+def _picture(jobs: Sequence[Followed], terminal: Console) -> Text:
+    """Draw a few of the jobs that have not settled, and how many there are of each kind."""
+    from collections import Counter
+
+    from rich.text import Text
+
+    from edgecore.cli.live import counted, table
+    from edgecore.cli.rows import state_column
+    from edgecore.cli.tables import Column, cut
+
+    width, now = terminal.width, Clock().now()
+    waiting = [each for each in jobs if not each.settled]
+    if len(jobs) == 1:
+        job = jobs[0].job
+        words = "waiting for the service to take it"
+        if job is not None:
+            words = f"{job.state} for {lasted(now - job.changed)}  {visible(job.message)}"
+        return Text(cut(words, width))
+    lines = [counted(Counter(each.job.state for each in jobs if each.job is not None), width)]
+    room = max(0, min(_ROWS, terminal.height - 4))
+    shown = [each for each in waiting if each.job is not None][:room]
+    if shown:
+        columns = (state_column(), Column("job", 8, 1), Column("for", None, 3), Column("message", 8, 2))
+        rows = [
+            (each.job.state, str(each.label), lasted(now - each.job.changed), each.job.message)
+            for each in shown
+            if each.job is not None
+        ]
+        lines += table(columns, rows, width)
+    untaken = sum(each.job is None for each in jobs)
+    if untaken:
+        lines.append(Text(cut(f"{untaken:,} more wait for the service to take them", width)))
+    return Text("\n").join(lines)
 
 
 @contextmanager
-def _telling(quiet: bool) -> Iterator[_Teller]:
+def _telling(config: SiteConfig, quiet: bool, *, several: bool) -> Iterator[_Teller]:
     terminal = None if quiet else console()
     if terminal is None:
-        yield _Quiet() if quiet else _Plain()
+        yield _Quiet() if quiet else _Plain(config, several)
         return
-    from rich.text import Text
+    from edgecore.cli.live import live
 
-    with terminal.status("waiting") as live:
-        yield _Live(
-            lambda line: terminal.print(Text(line), soft_wrap=True), lambda words: live.update(Text(words))
-        )
+    with live(terminal) as draw:
+        yield _Live(config, several, terminal, draw)
 
 
-def _line(entry: HistoryEntry) -> str:
-    return f"{moment(entry.time)}  {entry.state:<18}  {visible(entry.message)}".rstrip()
+def _line(followed: Followed, entry: HistoryEntry, several: bool) -> str:
+    whose = f"{visible(str(followed.label))}  " if several else ""
+    return f"{moment(entry.time)}  {entry.state:<18}  {whose}{visible(entry.message)}".rstrip()

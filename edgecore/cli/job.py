@@ -13,13 +13,14 @@ import click
 from edgecore import batch, serial
 from edgecore.cli.common import find_job, find_site, json_option, site_option
 from edgecore.cli.output import moment, show_json, show_table, visible
+from edgecore.cli.rows import state_words
 from edgecore.clock import iso
 from edgecore.config import SiteConfig
 from edgecore.models import Attempt, Intent, Job, JobState
 from edgecore.reader import Reader
 from edgecore.states import AT_BATCH_SYSTEM, SETTLED
 
-__all__ = ["NEXT", "details", "job", "state_words", "summary"]
+__all__ = ["NEXT", "details", "job", "summary"]
 
 _TAIL_BYTES: Final = 8192
 _TAIL_LINES: Final = 10
@@ -59,13 +60,6 @@ _STUCK: Final = (
     "The batch system says that it will never start it as it is, for the reason above. Correct the cause there, or take "
     "it back: edgecore cancel {id}. Otherwise it fails after the time that [timing] stuck_after_s of the site says."
 )
-
-_ASKED: Final = {Intent.HELD: " (hold asked)", Intent.CANCELLED: " (cancel asked)"}
-
-
-def state_words(job: Job) -> str:
-    """Return the state, with what the user wants of the job until it is settled."""
-    return job.state if job.state in SETTLED else f"{job.state}{_ASKED.get(job.intent, '')}"
 
 
 def summary(job: Job) -> dict[str, object]:

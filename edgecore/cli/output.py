@@ -1,4 +1,4 @@
-"""Show results: aligned columns when piped, tables with rich at a terminal that has it, JSON for machines.
+"""Show results: aligned columns, with colours at a terminal where there is rich; JSON for machines.
 
 Names and messages come from strangers and from batch systems, so control characters are made
 visible before a terminal sees them.
@@ -10,16 +10,19 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from edgecore import serial
+from edgecore.cli.tables import Column, fitted
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["console", "moment", "show_json", "show_table", "visible"]
+__all__ = ["console", "lasted", "moment", "show_json", "show_table", "visible", "width"]
+
+_LEAST: Final = 8
 
 
 def show_json(value: object) -> None:
@@ -44,6 +47,23 @@ def moment(time_us: int | None) -> str:
     return f"{iso(time_us)[:19].replace('T', ' ')}Z"
 
 
+def lasted(time_us: int) -> str:
+    """Write a stretch of time for people: ``350 ms``, ``12 s``, ``3 min 20 s``, ``5 h 2 min``, ``12 d 4 h``."""
+    if time_us < 1_000_000:
+        return f"{max(0, time_us) // 1000} ms"
+    if time_us < 10_000_000:
+        return f"{time_us / 1e6:.1f} s"
+    seconds = round(time_us / 1e6)
+    for size, unit, smaller, small in (
+        (86_400, "d", 3_600, "h"),
+        (3_600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if seconds >= size:
+            return f"{seconds // size} {unit} {seconds % size // smaller} {small}"
+    return f"{seconds} s"
+
+
 def console() -> Console | None:
     """Return rich's console when stdout is a terminal and rich is installed."""
     if not sys.stdout.isatty():
@@ -55,28 +75,24 @@ def console() -> Console | None:
     return Console(highlight=False)
 
 
-def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Write rows under their columns; the last column may be long and is cut at a terminal."""
+def width() -> int | None:
+    """Return how many columns stdout has; None where it is no terminal and a line may be of any length."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def show_table(columns: Sequence[str | Column], rows: Sequence[Sequence[object]]) -> None:
+    """Write rows under their columns; at a terminal as wide as it is.
+
+    A column that is given by its title alone may be cut.
+    """
+    described = [Column(each, _LEAST, n) if isinstance(each, str) else each for n, each in enumerate(columns)]
     cells = [[visible(str(cell)) for cell in row] for row in rows]
     terminal = console()
     if terminal is None:
-        _plain(columns, cells)
+        for line in fitted(described, cells, width()):
+            click.echo("".join(cell.text for cell in line).rstrip())
         return
-    from rich.table import Table
-    from rich.text import Text
+    from edgecore.cli.live import styled
 
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for column in columns[:-1]:
-        table.add_column(column, no_wrap=True)
-    table.add_column(columns[-1], no_wrap=True, overflow="ellipsis")
-    for row in cells:
-        table.add_row(*map(Text, row))
-    terminal.print(table)
-
-
-def _plain(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    limit = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for row in (columns, *rows):
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo(line.rstrip()[:limit])
+    for line in fitted(described, cells, terminal.width):
+        terminal.print(styled(line), soft_wrap=True)

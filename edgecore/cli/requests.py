@@ -13,8 +13,15 @@ from pathlib import Path
 import click
 from attrs import frozen
 
-from edgecore.cli.common import find_job, find_site, json_option, say_who_acts, site_option
-from edgecore.cli.following import wait_for_job
+from edgecore.cli.common import (
+    find_job,
+    find_site,
+    json_option,
+    say_who_acts,
+    site_hint,
+    site_option,
+)
+from edgecore.cli.following import Followed, wait_for_jobs
 from edgecore.cli.output import show_json, visible
 from edgecore.clock import Clock
 from edgecore.config import SiteConfig
@@ -133,8 +140,8 @@ def _request(
             say_who_acts(config, "the request waits in the store")
         code = int(any(each.objection is not None for each in asked))
         jobs = [each.job for each in asked if each.job is not None and each.objection is None]
-        if wanted is not None:
-            code = max([code, *(_wait_for(reader, job, wanted, as_json) for job in jobs)])
+        if wanted is not None and jobs:
+            code = max(code, _wait_for(config, reader, jobs, wanted, as_json))
         if as_json:
             show_json([_as_data(command, each, config) for each in asked])
     click.get_current_context().exit(code)
@@ -161,16 +168,15 @@ def _say(command: str, asked: _Asked, as_json: bool) -> None:
         click.echo(f"asked: {command} job {asked.job.id} ({asked.job.name}), which was {asked.job.state}")
 
 
-def _wait_for(reader: Reader, job: Job, wanted: JobState, quiet: bool) -> int:
-    _, code = wait_for_job(
-        reader,
-        lambda: reader.job(job.id),
-        wanted=wanted,
-        after=job.sequence,
-        timeout_s=None,
-        quiet=quiet,
-    )
-    return code
+def _wait_for(config: SiteConfig, reader: Reader, jobs: Sequence[Job], wanted: JobState, quiet: bool) -> int:
+    def follow(job: Job) -> Followed:
+        return Followed(job.public_id, lambda: reader.job(job.id), after=job.sequence)
+
+    again = f"edgecore {f'job {jobs[0].id}' if len(jobs) == 1 else 'jobs'}{site_hint(config)}"
+    followed = [follow(job) for job in jobs]
+    code = wait_for_jobs(reader, config, followed, again=again, quiet=quiet)
+    reached = all(each.job is not None and each.job.state is wanted for each in followed)
+    return int(not reached) if code is None else code
 
 
 def _as_data(command: str, asked: _Asked, config: SiteConfig) -> dict[str, object]:

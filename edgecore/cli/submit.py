@@ -1,4 +1,4 @@
-"""Send a job's definition to the site's queue, after looking at it as the service will."""
+"""Send definitions of jobs to the site's queue, after looking at them as the service will."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import secrets
 import sys
 import uuid
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,11 @@ from attrs import evolve, frozen
 from edgecore import serial
 from edgecore.admission import Admission
 from edgecore.cli.common import find_site, json_option, say_who_acts, site_hint, site_option
-from edgecore.cli.following import wait_for_job
+from edgecore.cli.following import Followed, wait_for_jobs
 from edgecore.cli.output import show_json
 from edgecore.config import SiteConfig
 from edgecore.errors import DefinitionError, EdgeError, Problem
-from edgecore.models import Job, JobDefinition, OutgoingMessage
+from edgecore.models import Job, JobDefinition, JobState, OutgoingMessage
 from edgecore.reader import Reader
 from edgecore.store_file import is_running
 
@@ -35,48 +37,95 @@ class _Message:
 
 
 @click.command()
-@click.argument("file", metavar="JOB.json|-")
+@click.argument("files", metavar="JOB.json|-...", nargs=-1, required=True)
 @site_option
-@click.option("--wait", is_flag=True, help="Follow the job until it has settled.")
+@click.option("--wait", is_flag=True, help="Follow the jobs until all have settled.")
 @click.option(
     "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="With --wait: not longer than this."
 )
 @json_option
-def submit(file: str, site: Path | None, wait: bool, timeout: float | None, as_json: bool) -> None:
-    """Send the job that JOB.json defines (- for stdin) to the site's queue.
+def submit(
+    files: tuple[str, ...], site: Path | None, wait: bool, timeout: float | None, as_json: bool
+) -> None:
+    """Send the jobs that the files define (- for stdin) to the site's queue.
 
-    All that is wrong with it is said at once, and then nothing is sent. A definition without a job_id gets
-    a fresh one, by which it can be followed from then on. With a job_id of your own, sending
+    All that is wrong with any of them is said at once, and then nothing is sent. A definition without a job_id
+    gets a fresh one, by which it can be followed from then on. With a job_id of your own, sending
     the same definition again never makes a second job.
 
     \b
     Examples:
       edgecore submit hello.json --wait
       edgecore submit hello.json --wait --timeout 600 --json | jq -r .state
+      edgecore submit jobs/*.json --wait
 
-    Exit code: 0 when sent, 2 when the definition must be corrected; with --wait 0 for JOB_FINISHED, 1 for
-    another end, 3 when the time is up, 130 after Ctrl-C. In the last two cases the job goes on.
+    With --json one document: of several files, a list. Exit code: 0 when sent, 2 when a definition must be
+    corrected; with --wait 0 when all are JOB_FINISHED, 1 for another end, 3 when the time is up, 130 after
+    Ctrl-C. In the last two cases the jobs go on.
     """
     if timeout is not None and not wait:
         raise click.UsageError("--timeout goes with --wait")
+    if files.count("-") > 1:
+        raise click.UsageError("stdin (-) can be read once")
     config = find_site(site)
     with Reader(config.store) as reader:
-        message = _prepare(file, config, reader)
-        known = _taken(reader, config, message.definition)
-        if known is not None:
-            words = f"job_id {known.public_id} was taken before, as job {known.id}; sending it again changes nothing"
-            click.echo(words, err=True)
-        message_id = _send(config, message)
-        _say(config, message.definition, message_id, as_json=as_json, wait=wait)
+        messages = _prepare_all(files, config, reader)
+        for message in messages:
+            _warn_of_repetition(reader, config, message.definition)
+        ids = _send(config, messages)
+        _say(config, messages, ids, as_json=as_json, wait=wait)
         if wait:
-            job, code = wait_for_job(
-                reader,
-                lambda: _taken(reader, config, message.definition),
-                timeout_s=timeout,
-                quiet=as_json,
-            )
-            _say_end(config, message.definition, job, as_json=as_json)
-            click.get_current_context().exit(code)
+            click.get_current_context().exit(_wait(config, reader, messages, timeout, as_json))
+
+
+def _wait(
+    config: SiteConfig, reader: Reader, messages: Sequence[_Message], timeout: float | None, as_json: bool
+) -> int:
+    def follow(definition: JobDefinition) -> Followed:
+        assert definition.job_id is not None
+        return Followed(definition.job_id, lambda: _taken(reader, config, definition))
+
+    jobs = [follow(message.definition) for message in messages]
+    code = wait_for_jobs(
+        reader, config, jobs, again=_again(config, messages), timeout_s=timeout, quiet=as_json
+    )
+    for each in jobs:
+        each.job = each.find()
+    _say_end(config, jobs, as_json=as_json)
+    finished = all(each.job is not None and each.job.state is JobState.JOB_FINISHED for each in jobs)
+    return code or int(not finished)
+
+
+def _again(config: SiteConfig, messages: Sequence[_Message]) -> str:
+    one = len(messages) == 1
+    return f"edgecore {f'job {messages[0].definition.job_id}' if one else 'jobs'}{site_hint(config)}"
+
+
+def _warn_of_repetition(reader: Reader, config: SiteConfig, definition: JobDefinition) -> None:
+    known = _taken(reader, config, definition)
+    if known is not None:
+        taken = f"job_id {known.public_id} was taken before, as job {known.id}"
+        click.echo(f"{taken}; sending it again changes nothing", err=True)
+
+
+def _prepare_all(files: Sequence[str], config: SiteConfig, reader: Reader) -> Sequence[_Message]:
+    """Read and check all definitions. Raises DefinitionError with the problems of all of them."""
+    messages, refused = [], []
+    for file in files:
+        try:
+            messages.append(_prepare(file, config, reader))
+        except DefinitionError as error:
+            refused.append(error)
+    if len(refused) == 1:
+        raise refused[0]
+    if refused:
+        problems = [
+            evolve(problem, path=": ".join(filter(None, (error.source, problem.path))))
+            for error in refused
+            for problem in error.problems
+        ]
+        raise DefinitionError(f"{len(refused)} of {len(files)} definitions", problems)
+    return messages
 
 
 def _read(file: str, limit_bytes: int) -> tuple[bytes, str]:
@@ -105,28 +154,30 @@ def _prepare(file: str, config: SiteConfig, reader: Reader) -> _Message:
     return _Message(evolve(read, job_id=fresh), written.encode())
 
 
-def _send(config: SiteConfig, message: _Message) -> str:
+def _send(config: SiteConfig, messages: Sequence[_Message]) -> Sequence[str]:
+    """Send all, and return their message ids. Raises EdgeError, naming what no queue took."""
     from edgecore.service import open_broker
 
-    message_id = uuid.uuid4().hex
+    sent = [
+        OutgoingMessage(
+            exchange=config.messaging.exchange,
+            key=config.queue,
+            body=message.body,
+            message_id=uuid.uuid4().hex,
+        )
+        for message in messages
+    ]
     relay = open_broker(config)
     try:
-        report = relay.send(
-            messages=[
-                OutgoingMessage(
-                    exchange=config.messaging.exchange,
-                    key=config.queue,
-                    body=message.body,
-                    message_id=message_id,
-                )
-            ]
-        )
+        report = relay.send(messages=sent)
     finally:
         relay.close()
     if report.unroutable:
-        why = "; ".join(report.unroutable.values())
-        raise EdgeError(f"no queue took the job, nothing was submitted: {why}")
-    return message_id
+        lost = "no queue took the job" if len(sent) == 1 else f"no queue took {len(report.unroutable)} jobs"
+        why = "; ".join(dict.fromkeys(report.unroutable.values()))
+        rest = "nothing was submitted" if len(sent) == len(report.unroutable) else "the others were submitted"
+        raise EdgeError(f"{lost}, {rest}: {why}")
+    return [each.message_id for each in sent]
 
 
 def _taken(reader: Reader, config: SiteConfig, definition: JobDefinition) -> Job | None:
@@ -139,31 +190,48 @@ def _taken(reader: Reader, config: SiteConfig, definition: JobDefinition) -> Job
 
 
 def _say(
-    config: SiteConfig, definition: JobDefinition, message_id: str, *, as_json: bool, wait: bool
+    config: SiteConfig, messages: Sequence[_Message], ids: Sequence[str], *, as_json: bool, wait: bool
 ) -> None:
+    where = f"sent to the queue {config.queue} of site {config.site}"
     if not as_json:
-        click.echo(f"job {definition.job_id} was sent to the queue {config.queue} of site {config.site}")
+        if len(messages) == 1:
+            click.echo(f"job {messages[0].definition.job_id} was {where}")
+        else:
+            click.echo(f"{len(messages)} jobs were {where}")
         if not wait:
-            click.echo(f"follow it with: edgecore job {definition.job_id}{site_hint(config)}")
+            click.echo(f"follow {'it' if len(messages) == 1 else 'them'} with: {_again(config, messages)}")
     elif not wait:
-        show_json(
+        running = is_running(config.store)
+        _show(
             {
-                "job_id": definition.job_id,
+                "job_id": message.definition.job_id,
                 "message_id": message_id,
                 "site": config.site,
                 "queue": config.queue,
-                "service_running": is_running(config.store),
+                "service_running": running,
             }
+            for message, message_id in zip(messages, ids, strict=True)
         )
-    say_who_acts(config, "the job waits in the queue")
+    say_who_acts(config, "the job waits in the queue" if len(messages) == 1 else "the jobs wait in the queue")
 
 
-def _say_end(config: SiteConfig, definition: JobDefinition, job: Job | None, *, as_json: bool) -> None:
+def _say_end(config: SiteConfig, jobs: Sequence[Followed], *, as_json: bool) -> None:
     from edgecore.cli.job import details, summary
 
-    if as_json and job is None:
-        show_json({"job_id": definition.job_id, "state": None})
-    elif as_json and job is not None:
-        show_json(summary(job))
-    elif job is not None:
-        click.echo(details(config, job))
+    if as_json:
+        _show(
+            {"job_id": each.label, "state": None} if each.job is None else summary(each.job) for each in jobs
+        )
+        return
+    for each in jobs:
+        if each.job is not None and (len(jobs) == 1 or each.job.state is not JobState.JOB_FINISHED):
+            click.echo(details(config, each.job))
+    if len(jobs) > 1:
+        counts = Counter(str(each.job.state) if each.job else "not taken yet" for each in jobs)
+        click.echo(", ".join(f"{number:,} {state}" for state, number in sorted(counts.items())))
+
+
+def _show(documents: Iterable[dict[str, object]]) -> None:
+    """Write one JSON document: of one job its object, of several a list."""
+    found = list(documents)
+    show_json(found[0] if len(found) == 1 else found)

@@ -1,0 +1,62 @@
+"""Describe the columns by which jobs are shown in every list."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from edgecore.cli.output import moment
+from edgecore.cli.tables import Column
+from edgecore.models import Intent, Job, JobState
+from edgecore.states import SETTLED
+
+__all__ = ["job_columns", "job_row", "state_column", "state_words"]
+
+_FAILED: Final = "bold red"
+_STYLES: Final = {
+    JobState.JOB_FINISHED: "green",
+    JobState.RUNNING: "cyan",
+    JobState.HELD: "yellow",
+    JobState.LOST: _FAILED,
+    JobState.JOB_REJECTED: _FAILED,
+    JobState.JOB_CANCELLED: "magenta",
+    **{state: _FAILED for state in JobState if state.endswith("_FAILED")},
+}
+_ASKED: Final = {Intent.HELD: " (hold asked)", Intent.CANCELLED: " (cancel asked)"}
+
+
+def state_words(job: Job) -> str:
+    """Return the state, with what the user wants of the job until it is settled."""
+    return job.state if job.state in SETTLED else f"{job.state}{_ASKED.get(job.intent, '')}"
+
+
+def state_column() -> Column:
+    """Describe the column of the state, which is never cut."""
+    return Column("state", None, 0, _style)
+
+
+def _style(cell: str) -> str:
+    return next((style for state, style in _STYLES.items() if cell.split(" ")[0] == state), "")
+
+
+def job_columns() -> tuple[Column, ...]:
+    """Describe the columns of a list of jobs."""
+    return (
+        Column("id", None, 0),
+        Column("name", 12, 2),
+        Column("application", 6, 5),
+        state_column(),
+        Column("since", None, 4),
+        Column("message", 20, 3),
+    )
+
+
+def job_row(job: Job) -> tuple[str, ...]:
+    """Return what stands in the columns."""
+    return (
+        str(job.id),
+        job.name,
+        job.definition.application,
+        state_words(job),
+        moment(job.changed),
+        job.message,
+    )

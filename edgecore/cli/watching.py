@@ -1,0 +1,160 @@
+"""Show the jobs of a site as they change: a table at a terminal, else a line for every change of state."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import click
+from attrs import define, field
+
+from edgecore.cli.common import say_who_acts, site_hint
+from edgecore.cli.following import EXIT_INTERRUPTED, Looks
+from edgecore.cli.jobs import Choice
+from edgecore.cli.output import console, moment, visible
+from edgecore.clock import iso
+from edgecore.config import SiteConfig
+from edgecore.models import Job
+from edgecore.reader import Alarm, HistoryEntry, Reader
+from edgecore.states import SETTLED
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+__all__ = ["Changes", "watch_jobs"]
+
+_ALARMS = 3
+
+
+def watch_jobs(config: SiteConfig, reader: Reader, choice: Choice, *, as_json: bool) -> int:
+    """Show changes until somebody interrupts it; answers the exit code."""
+    say_who_acts(config, "nothing changes")
+    terminal = None if as_json else console()
+    looks = Looks(reader, config)
+    try:
+        if terminal is None:
+            _write_lines(looks, choice, as_json)
+        else:
+            _draw(looks, choice, terminal)
+    except KeyboardInterrupt:
+        again = f"edgecore jobs{site_hint(config)}"
+        click.echo(f"no longer watching; the jobs go on; to look again: {again}", err=True)
+    return EXIT_INTERRUPTED
+
+
+# ------------------------------------------------------------------------------------ lines
+
+
+@define(eq=False)
+class Changes:
+    """Find what jobs went through since the last look, whatever any clock says."""
+
+    reader: Reader
+    _newest: int = field(init=False)
+    _known: Mapping[int, int] = field(init=False)
+    """Job that is not settled -> the sequence of the last status that was seen."""
+
+    def __attrs_post_init__(self) -> None:
+        self._newest = self.reader.newest()
+        self._known = self.reader.moving(self._newest)
+
+    def look(self) -> Iterator[tuple[Job, HistoryEntry]]:
+        """Yield every status that is new."""
+        moving = self.reader.moving(self._newest)
+        before, self._known = self._known, {}
+        for job_id in sorted({*before, *moving}):
+            seen = before.get(job_id)
+            if seen is not None and moving.get(job_id) == seen:
+                self._known[job_id] = seen
+                continue
+            job = self.reader.job(job_id)
+            if job is None:
+                continue
+            if job.state not in SETTLED:
+                self._known[job_id] = job.sequence
+            history = [entry for entry in self.reader.history(job_id) if entry.sequence <= job.sequence]
+            if seen is None and job_id <= self._newest:  # it was settled, and goes on again
+                settled = [entry.sequence for entry in history[:-1] if entry.state in SETTLED]
+                seen = settled[-1] if settled else 0
+            yield from ((job, entry) for entry in history if entry.sequence > (seen or 0))
+        self._newest = max([self._newest, *moving])
+
+
+def _write_lines(looks: Looks, choice: Choice, as_json: bool) -> None:
+    changes = Changes(looks.reader)
+    looks.news()
+    while True:
+        if looks.service_changed():
+            what = "runs again" if looks.service_runs else "has stopped; nothing changes until it runs again"
+            click.echo(f"the service of site {looks.config.site} {what}", err=True)
+        if looks.news():
+            for job, entry in changes.look():
+                if choice.fits(job) and (not choice.states or entry.state in choice.states):
+                    click.echo(_as_json(job, entry) if as_json else _as_line(job, entry))
+        looks.pause()
+
+
+def _as_line(job: Job, entry: HistoryEntry) -> str:
+    words = f"{job.id}  {job.name}  {visible(entry.message)}"
+    return f"{moment(entry.time)}  {entry.state:<18}  {words}".rstrip()
+
+
+def _as_json(job: Job, entry: HistoryEntry) -> str:
+    fields = {
+        "id": job.id,
+        "job_id": job.public_id,
+        "name": job.name,
+        "owner": job.owner,
+        "application": job.definition.application,
+        "state": entry.state,
+        "sequence": entry.sequence,
+        "time": iso(entry.time),
+        "attempt": entry.attempt,
+        "message": entry.message,
+    }
+    return json.dumps(fields)
+
+
+# ---------------------------------------------------------------------------------- a table
+
+
+def _draw(looks: Looks, choice: Choice, terminal: Console) -> None:
+    from edgecore.cli.live import live
+
+    size: object = None
+    with live(terminal, whole_screen=True) as draw:
+        while True:
+            changed = looks.service_changed() or terminal.size != size
+            if looks.news() or changed:
+                size = terminal.size
+                draw(lambda: _picture(looks, choice, terminal))
+            looks.pause()
+
+
+def _picture(looks: Looks, choice: Choice, terminal: Console) -> Text:
+    """Draw as much as the terminal has room for: who works, alarms, counts, and the latest jobs."""
+    from rich.text import Text
+
+    from edgecore.cli.live import counted, table
+    from edgecore.cli.rows import job_columns, job_row
+    from edgecore.cli.tables import cut
+
+    reader, width = looks.reader, terminal.width
+    runs = "" if looks.service_runs else " - ITS SERVICE IS NOT RUNNING"
+    lines = [Text(cut(f"site {looks.config.site}{runs} - Ctrl-C ends", width), style="bold")]
+    alarms = reader.alarms()
+    lines += [Text(cut(_alarm(alarm), width), style="bold red") for alarm in alarms[:_ALARMS]]
+    if len(alarms) > _ALARMS:
+        lines.append(Text(cut(f"and {len(alarms) - _ALARMS} alarms more", width), style="bold red"))
+    lines.append(counted(dict(reader.counts()), width))
+    room = terminal.height - len(lines) - 1
+    if room > 0:
+        found = choice.latest(reader, limit=room)
+        lines += table(job_columns(), [job_row(job) for job in found], width)
+    return Text("\n", no_wrap=True).join(lines[: terminal.height])
+
+
+def _alarm(alarm: Alarm) -> str:
+    return f"alarm: {visible(alarm.subject)}: {visible(alarm.message)}"
