@@ -138,8 +138,6 @@ def test_a_check_that_hangs_is_a_finding_after_its_time_limit() -> None:
         ("python", "sys.version_info", (3, 10, 1), FAILURE, "install Python 3.11"),
         ("python", "sys.version_info", (3, 99, 0), WARNING, "not tested"),
         ("sqlite", "sqlite3.sqlite_version_info", (3, 33, 0), FAILURE, "3.34.0 or later"),
-        ("account", "os.geteuid", lambda: 0, WARNING, "this is root"),
-        ("account", "os.geteuid", lambda: 54321, OK, "54321 (54321)"),
         ("clock", "time.time", lambda: 86_400.0, FAILURE, "set the clock"),
         ("open files", "resource.getrlimit", lambda which: (64, 64), WARNING, "ulimit -n"),
         ("open files", "resource.getrlimit", lambda which: (resource.RLIM_INFINITY, -1), OK, "any number"),
@@ -164,7 +162,6 @@ def test_what_is_odd_about_the_host_is_told(
     find = {
         "python": host._python,
         "sqlite": host._sqlite,
-        "account": host._account,
         "clock": host._clock,
         "open files": host._open_files,
         "host name": host._host_name,
@@ -177,6 +174,48 @@ def test_what_is_odd_about_the_host_is_told(
     assert subject == found.subject
     assert level is found.level
     assert words in f"{found.message} {found.remedy}"
+
+
+def test_an_account_of_its_own_is_better_than_root(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    for uid, level, words in ((0, WARNING, "this is root"), (54321, OK, "54321 (54321)")):
+        monkeypatch.setattr(host, "_property_of_another", lambda config: None)
+        monkeypatch.setattr("os.geteuid", lambda uid=uid: uid)
+        (found,) = host._account(place.config)
+        assert (level, words) == (found.level, found.message)
+
+
+@pytest.mark.parametrize("what", ["store", "work_directory"])
+def test_under_another_account_than_the_services_no_driver_makes_anything(
+    place: Place, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    config = place.config
+    if what == "work_directory":
+        config.store.unlink()
+    monkeypatch.setattr("os.geteuid", lambda: 54321)
+
+    found = {section.title: section for section in diagnose(config)}
+
+    assert {"host", "directories", "store", "launchers", "applications", "limits"} == set(found)
+    account = next(one for one in found["host"].findings if one.subject == "account")
+    assert FAILURE is account.level
+    assert f"this is 54321, and {getattr(config, what)} belongs to " in account.message
+    assert not (config.work_directory / ".fork").exists()
+    assert not (place.base / "queues.sqlite").exists()
+
+
+def test_a_variable_to_be_passed_that_is_not_set_is_a_warning(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SET_HERE", "x")
+    monkeypatch.delenv("NOT_SET_HERE", raising=False)
+    config = added(place, '\n[environment]\npass = ["SET_HERE", "NOT_SET_HERE"]\n')
+
+    found = run(host.host_checks(config), "host")["environment"]
+
+    assert (WARNING, "[environment] pass names what is not set here: NOT_SET_HERE") == (
+        found.level,
+        found.message,
+    )
 
 
 @pytest.mark.parametrize(("umask", "level"), [(0o027, OK), (0o022, OK), (0o000, WARNING), (0o777, FAILURE)])
@@ -575,6 +614,12 @@ def test_each_prefix_is_looked_at(place: Place) -> None:
     assert FAILURE is found["file:///no/such/"].level
     assert "no installed package offers it" in found["gopher://old/"].message
     assert "did you mean streams?" in found["file:///usr/"].message
+
+
+def test_a_prefix_may_be_all_of_this_host(place: Place) -> None:
+    config = changed(place, f'prefix = "file://{place.base}/data/"', 'prefix = "file:///"')
+
+    assert OK is asked(config, "transfer")["file:///"].level
 
 
 def test_a_site_without_transfers_is_told_what_that_means(place: Place) -> None:

@@ -102,7 +102,7 @@ class FileTransfer(Transfer):
     def probe(self, url: str) -> ProbeReport:
         """Tell whether *url* exists and may be read, moving nothing."""
         try:
-            with _source(_names(url), url) as (source, file):
+            with _source(_names(url, top=True), url) as (source, file):
                 if file is None:
                     with explained(f"list {url}"), os.scandir(source) as entries:
                         next(entries, None)
@@ -130,8 +130,11 @@ def _plan_tree(copier: Copier) -> Plan:
 # --------------------------------------------------------------------------- from URL to path
 
 
-def _names(url: str) -> list[str]:
-    """Return the names on the way to a URL; raise TransferRefused when it is not a local path."""
+def _names(url: str, *, top: bool = False) -> list[str]:
+    """Return the names on the way to a URL, none for / itself, which only *top* allows.
+
+    Raises TransferRefused when it is not a local path.
+    """
     found = _URL.fullmatch(url)
     if found is None or found["path"] is None:
         raise TransferRefused(f"{url} is not of the form file:///path/of/a/file")
@@ -147,7 +150,7 @@ def _names(url: str) -> list[str]:
             "as %3F, %23 and %25"
         )
     names = [os.fsdecode(unquote_to_bytes(part)) for part in path.split("/") if part]
-    if not names or {".", ".."} & set(names):
+    if not (names or top) or {".", ".."} & set(names):
         raise TransferRefused(f"{url} must name a place below /, without '.' and '..'")
     return names
 

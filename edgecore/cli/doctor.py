@@ -34,7 +34,7 @@ _SUBJECT: Final = 16
 
 @click.command()
 @click.argument(
-    "site", metavar="SITE.toml", type=click.Path(path_type=Path), envvar="EDGECORE_SITE", required=False
+    "site", metavar="[SITE.toml]", type=click.Path(path_type=Path), envvar="EDGECORE_SITE", required=False
 )
 @json_option
 def doctor(site: Path | None, as_json: bool) -> None:

@@ -16,11 +16,11 @@ from attrs import evolve, frozen
 from edgecore.config import SiteConfig
 from edgecore.doctor.checks import Check, findings_of
 from edgecore.doctor.drivers import driver_checks
-from edgecore.doctor.host import host_checks
+from edgecore.doctor.host import account_check, host_checks
 from edgecore.doctor.limits import limit_checks
 from edgecore.doctor.programs import program_checks
 from edgecore.doctor.store import store_checks
-from edgecore.models import Finding, Level
+from edgecore.models import Finding, Level, SiteContext
 
 __all__ = ["Section", "diagnose"]
 
@@ -41,20 +41,23 @@ class Section:
 def diagnose(config: SiteConfig, *, plugins: Sequence[object] = ()) -> Iterator[Section]:
     """Yield what is found in each part of a site, as soon as the part was examined.
 
+    Drivers are opened only under the account that the store, or else the work directory, belongs to.
     *plugins* are layers beside those that the configuration names. Raises nothing; a check that gives no
     answer within its time limit is left behind in a thread that does not keep the process alive.
     """
-    context = evolve(config.context, examining=True)
-    checks = itertools.chain(
-        host_checks(config),
-        store_checks(config),
-        driver_checks(config, context, plugins),
-        program_checks(config, context),
-        limit_checks(config),
-    )
+    checks = _checks(config, evolve(config.context, examining=True), plugins)
     for title, of_one_part in itertools.groupby(checks, key=lambda check: check.title):
         found = itertools.chain.from_iterable(map(_run, of_one_part))
         yield Section(title, tuple(found))
+
+
+def _checks(config: SiteConfig, context: SiteContext, plugins: Sequence[object]) -> Iterator[Check]:
+    yield from host_checks(config)
+    yield from store_checks(config)
+    if all(finding.level is not Level.FAILURE for finding in _run(account_check(config))):
+        yield from driver_checks(config, context, plugins)
+    yield from program_checks(config, context)
+    yield from limit_checks(config)
 
 
 def _run(check: Check) -> tuple[Finding, ...]:

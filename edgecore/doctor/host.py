@@ -9,6 +9,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +19,7 @@ from edgecore.doctor.checks import Check
 from edgecore.models import Finding, Level
 from edgecore.store_file import OLDEST_SQLITE
 
-__all__ = ["host_checks"]
+__all__ = ["account_check", "host_checks"]
 
 _OLDEST_PYTHON: Final = (3, 11)
 _NEWEST_PYTHON: Final = (3, 13)
@@ -30,15 +31,16 @@ _WRITTEN: Final = 1_760_000_000
 
 def host_checks(config: SiteConfig) -> Iterator[Check]:
     """Return what is looked at without asking anybody else."""
-    yield Check(title="host", subject="site file", find=lambda: _site_file(config))
+    yield Check(title="host", subject="site file", find=partial(_site_file, config))
+    yield account_check(config)
     for subject, find in (
         ("python", _python),
         ("sqlite", _sqlite),
-        ("account", _account),
         ("umask", _umask),
         ("host name", _host_name),
         ("clock", _clock),
         ("open files", _open_files),
+        ("environment", partial(_environment, config)),
     ):
         yield Check(title="host", subject=subject, find=find)
     work = DirectoryCheck(subject="work directory", path=config.work_directory, made=True)
@@ -49,6 +51,11 @@ def host_checks(config: SiteConfig) -> Iterator[Check]:
         if file is not None:
             place = DirectoryCheck(subject=subject, path=file.parent, low_bytes=_LITTLE_BYTES)
             yield Check(title="directories", subject=subject, find=place.findings)
+
+
+def account_check(config: SiteConfig) -> Check:
+    """Return the check that fails under another account than that of the site's service."""
+    return Check(title="host", subject="account", find=partial(_account, config))
 
 
 def _site_file(config: SiteConfig) -> Iterator[Finding]:
@@ -82,13 +89,35 @@ def _sqlite() -> Iterator[Finding]:
         yield Finding("sqlite", Level.OK, words)
 
 
-def _account() -> Iterator[Finding]:
-    uid = os.geteuid()
-    if uid == 0:
+def _account(config: SiteConfig) -> Iterator[Finding]:
+    uid, owned = os.geteuid(), _property_of_another(config)
+    if owned is not None:
+        owner = owner_of(owned.stat().st_uid)
+        words = f"this is {owner_of(uid)}, and {owned} belongs to {owner}; drivers are not opened"
+        remedy = f"run this as {owner}: what a driver makes for another account, the service could not use"
+        yield Finding("account", Level.FAILURE, words, remedy)
+    elif uid == 0:
         remedy = "run the service, and this, under an account of its own: jobs run as the same account"
         yield Finding("account", Level.WARNING, "this is root", remedy)
     else:
         yield Finding("account", Level.OK, f"{owner_of(uid)} ({uid})")
+
+
+def _property_of_another(config: SiteConfig) -> Path | None:
+    """Return what shows that the site's service runs under another account than this process, if anything does."""
+    for path in (config.store, config.work_directory):
+        if path.exists():
+            return path if path.stat().st_uid != os.geteuid() else None
+    return None
+
+
+def _environment(config: SiteConfig) -> Iterator[Finding]:
+    missing = [name for name in config.environment.inherit if name not in os.environ]
+    if missing:
+        words = f"[environment] pass names what is not set here: {', '.join(missing)}"
+        yield Finding(
+            "environment", Level.WARNING, words, "set it where the service is started, too, or remove it"
+        )
 
 
 def _umask() -> Iterator[Finding]:
