@@ -79,7 +79,8 @@ class Scheduling:
         """Look once at all *references*, with a bounded number of commands; answer by tag.
 
         A tag that is not in the answer was not listed, which is no evidence of anything. An id
-        that now belongs to another job (by name, owner, time) counts as not listed. Raises
+        that now belongs to another job (by name, owner, time) counts as not listed. What waits for what will not
+        come says so (`Observation.never_starts`): it is taken back after a time. Raises
         SchedulerUnavailable when the question was not answered.
         """
         raise NotImplementedError

@@ -51,6 +51,9 @@ LONG = {
     "given up, cancelled": ONE(
         give_up=True, cancel=True, restartable=True, lost_replies=True, stale_directory=True, stale_end=True
     ),
+    "given up, two attempts, cancelled": Bounds(
+        starts=1, give_up=True, cancel=True, restartable=True, ids_again=True
+    ),
     "given up, submitted twice": TWICE(give_up=True, cancel=True, restartable=True),
     "submitted twice": Bounds(attempts=1, submitted_twice=True, restartable=True, cancel=True),
     "submitted twice in each of two attempts": Bounds(submissions=3, submitted_twice=True, starts=1),
