@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import subprocess
 import sys
 import time
@@ -12,10 +11,8 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from sites import make_site, wait_for
 
 import edgecore
-from edgecore.builtin.fork_spool import lock_file
 
 PACKAGE: Final = Path(str(edgecore.__file__)).parent
 
@@ -39,7 +36,16 @@ LAYERS: Final = (
 )
 """Each module imports only from layers above its own line, or from its own package."""
 
-FOR_DRIVERS: Final = {"errors", "models", "hookspecs", "commands", "clock", "directories", "processes", "wakeup"}
+FOR_DRIVERS: Final = {
+    "errors",
+    "models",
+    "hookspecs",
+    "commands",
+    "clock",
+    "directories",
+    "processes",
+    "wakeup",
+}
 """What `builtin` imports; drivers in packages of their own do with less."""
 
 DEPENDENCIES: Final = {
@@ -217,24 +223,3 @@ def test_importing_the_package_takes_no_time_worth_mentioning() -> None:
         return min(found)
 
     assert fastest("import edgecore") - fastest("pass") < 0.15
-
-
-# --------------------------------------------------------------------------------- sockets
-
-
-def sockets(pid: int) -> list[str]:
-    """Return the open files of a process that are sockets."""
-    place = Path(f"/proc/{pid}/fd")
-    links = [os.readlink(place / name) for name in os.listdir(place) if (place / name).is_symlink()]
-    return [link for link in links if link.startswith("socket:")]
-
-
-@pytest.mark.slow
-def test_a_working_service_and_its_batch_system_have_no_socket_at_all(tmp_path: Path) -> None:
-    site = make_site(tmp_path / "site")
-    with site.service() as process:
-        site.send(site.job(), site.job())
-        site.wait_settled(2)
-        supervisor = int(lock_file(site.config.work_directory / ".fork").read_text().split()[0])
-        wait_for(lambda: not sockets(process.pid) and not sockets(supervisor), 5)
-        assert process.poll() is None
