@@ -149,17 +149,17 @@ class ParserContract:
         self._check(recorded, number, [body[:begin] + junk + body[end:] + record[len(body) :]])
 
     def test_a_record_that_is_missing_costs_its_own_job_alone(self) -> None:
+        if self.document:
+            pytest.skip("what is left of a document may be none")
         for recorded in map(self.take_apart, self.good):
-            if self.document:
-                continue  # what is left may be no document
             for number in range(len(recorded.records)):
                 self._check(recorded, number, [])
 
     def test_the_order_of_records_does_not_matter(self) -> None:
+        if self.document:
+            pytest.skip("what separates the records of a document cannot be moved with them")
         for output in self.good:
             recorded = self.take_apart(output)
-            if recorded.records and self.document:
-                continue  # separators between records are not ours to move
             mixed = list(recorded.records)
             random.Random(1).shuffle(mixed)  # noqa: S311 - nothing secret
             assert self._parsed(output) == self._parsed(recorded.joined(mixed))
