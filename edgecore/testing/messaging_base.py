@@ -104,9 +104,13 @@ class Post:
 
     def rest(self, relay: MessagingRelay, queue: str = "") -> list[Delivery]:
         """Receive whatever there is until the queue is quiet."""
+        deadline = time.monotonic() + DEADLINE_S
         got: list[Delivery] = []
         while came := relay.receive(queue=queue or self.queue, limit=1000, timeout_s=_QUIET_S):
             got += came
+            assert time.monotonic() < deadline, (
+                f"{self.queue} never becomes quiet; last came {ids(came)[-5:]}"
+            )
         return got
 
     def settle(
