@@ -94,14 +94,16 @@ class DirectoryCheck:
         """Yield what is wrong, or one finding that says what is right. The directory is left as it was."""
         try:
             missing, place = self._there()
+            if missing is not None:
+                yield missing
+                return
+            trouble = [*self._write(place), *self._room(place), *self._access(place), *self._kind(place)]
+            yield from trouble or [self._says(Level.OK, self._praise(place))]
         except OSError as error:
-            yield self._says(Level.FAILURE, f"{self.path}: {error.strerror}", "let this account go there")
-            return
-        if missing is not None:
-            yield missing
-            return
-        trouble = [*self._write(place), *self._room(place), *self._access(place), *self._kind(place)]
-        yield from trouble or [self._says(Level.OK, self._praise(place))]
+            words = f"{error.filename or self.path}: {error.strerror}"
+            yield self._says(
+                Level.FAILURE, words, f"let {owner_of(os.geteuid())} go there, and see that it stays"
+            )
 
     def _says(self, level: Level, message: str, remedy: str = "") -> Finding:
         return Finding(self.subject, level, message, remedy)

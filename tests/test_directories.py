@@ -85,6 +85,21 @@ def test_a_name_that_cannot_be_looked_up_is_a_failure(place: Path) -> None:
     assert "File name too long" in found.message
 
 
+def test_a_directory_that_vanishes_meanwhile_is_a_failure(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.statvfs
+
+    def gone(path: Path) -> os.statvfs_result:
+        place.rmdir()
+        return real(path)
+
+    monkeypatch.setattr("os.statvfs", gone)
+    found = only(place)
+
+    assert (Level.FAILURE, f"{place}: No such file or directory") == (found.level, found.message)
+
+
 @pytest.mark.parametrize(
     ("more", "level", "words"),
     [

@@ -194,7 +194,8 @@ def misconfigured(found: str, allowed: str, path: str = "url") -> ConfigurationE
 def count_findings(file: QueueFile) -> Iterator[Finding]:
     """Tell what is in the queues; refused messages wait there for a person."""
     counted = {str(name): int(count) for name, count in file.read(_COUNT, ())}
-    size = sum(each.stat().st_size for each in _parts(file.path) if each.exists())
+    with in_words(file.path):
+        size = sum(each.stat().st_size for each in _parts(file.path) if each.exists())
     words = ", ".join(
         f"{count:,} in {name}" for name, count in counted.items() if not name.endswith(REJECTED)
     )
