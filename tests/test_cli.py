@@ -362,7 +362,8 @@ def test_a_failed_job_tells_why_what_it_printed_and_what_to_do(place: Place) -> 
     shown = place.run("job", str(job.id)).stdout
 
     assert "why          at EXECUTION_FAILED: exit code 3" in shown
-    assert f"edgecore retry {job.id} resumes it" in shown
+    assert "means        The application itself ended with an error. (for who submitted it)" in shown
+    assert f"edgecore retry {job.id}" in shown
     assert "  line 4999\n" in shown
     assert "line 4989\n" not in shown
     assert "  bad \\x1b[2J \ufffd\n" in shown

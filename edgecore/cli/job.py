@@ -4,62 +4,35 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from edgecore import batch, serial
+from edgecore.cli.advice import NEXT, exit_words, failure, next_step, waits_for
 from edgecore.cli.common import find_job, find_site, json_option, site_option
-from edgecore.cli.output import moment, show_json, show_table, visible
-from edgecore.cli.rows import state_words
-from edgecore.clock import iso
+from edgecore.cli.output import lasted, moment, show_json, show_table, visible
+from edgecore.cli.rows import state_column, state_words
+from edgecore.cli.tables import Column
+from edgecore.clock import Clock, iso
 from edgecore.config import SiteConfig
-from edgecore.models import Attempt, Intent, Job, JobState
-from edgecore.reader import Reader
-from edgecore.states import AT_BATCH_SYSTEM, SETTLED
+from edgecore.models import Attempt, Job, JobState
+from edgecore.reader import HistoryEntry, Reader
+from edgecore.states import SETTLED
 
 __all__ = ["NEXT", "details", "job", "summary"]
 
 _TAIL_BYTES: Final = 8192
 _TAIL_LINES: Final = 10
-_S = JobState
-_ENDS: Final = "Nothing: the service ends it as JOB_FAILED, and says why."
-
-NEXT: Final[Mapping[JobState, str]] = {
-    _S.CREATED: "Nothing: its input is to be staged in.",
-    _S.STAGED_IN: "Nothing: it is to be prepared for its submission.",
-    _S.STAGE_IN_FAILED: _ENDS,
-    _S.PREPROCESSED: "Nothing: it waits for its turn to be submitted.",
-    _S.PREPROCESS_FAILED: _ENDS,
-    _S.SUBMITTING: "Nothing: it is being submitted; if the answer got lost, it is looked for by its tag.",
-    _S.SUBMITTED: "Nothing: the batch system has it. To take it back: edgecore cancel {id}",
-    _S.SUBMIT_FAILED: _ENDS,
-    _S.SUBMIT_DISABLED: "A dry run ends here. To submit it when that is over: edgecore retry {id}",
-    _S.QUEUED: "Nothing: the batch system starts it when there is room. To take it back: edgecore cancel {id}",
-    _S.HELD: "Look at the reason: the batch system holds it. If you held it: edgecore release {id}",
-    _S.RUNNING: "Nothing: it runs. To end it: edgecore cancel {id}",
-    _S.LOST: "Look whether it lives, by its batch id. If you know that it does not: edgecore retry {id} "
-    "runs it again, edgecore cancel {id} gives it up",
-    _S.EXECUTION_FINISHED: "Nothing: its output is to be looked at.",
-    _S.EXECUTION_FAILED: "Nothing: it is tried again, or what there is is staged out and the job ends.",
-    _S.POSTPROCESSED: "Nothing: its output is to be staged out.",
-    _S.POSTPROCESS_FAILED: _ENDS,
-    _S.STAGED_OUT: "Nothing: it is about to finish.",
-    _S.STAGE_OUT_FAILED: _ENDS,
-    _S.JOB_FINISHED: "Nothing: it is done.",
-    _S.JOB_FAILED: "Correct the cause (what was staged in lies in data/ of its directory); then edgecore retry {id} "
-    "resumes it at the step that failed. If the input was corrected at its URL: edgecore retry {id} --from-start",
-    _S.JOB_CANCELLED: "Nothing: it is over. Submit it again if it is wanted after all.",
-    _S.JOB_REJECTED: "Correct the definition and submit it again.",
+_EXCERPT_LINES: Final = 40
+_WHO: Final = {
+    "submitter": "for who submitted it",
+    "operator": "for the operator of this site",
+    "nobody": "nobody's fault",
 }
-"""State -> what a person does about it."""
-
-_STUCK: Final = (
-    "The batch system says that it will never start it as it is, for the reason above. Correct the cause there, or take "
-    "it back: edgecore cancel {id}. Otherwise it fails after the time that [timing] stuck_after_s of the site says."
-)
+_S = JobState
 
 
 def summary(job: Job) -> dict[str, object]:
@@ -103,78 +76,132 @@ def job(job_id: str, site: Path | None, as_json: bool) -> None:
             _show(config, reader, found)
 
 
-def next_step(job: Job) -> str:
-    """Return what a person does about the job now."""
-    if job.state not in SETTLED and job.intent is Intent.HELD:
-        return f"It is kept from starting, as asked. To let it go on: edgecore release {job.id}"
-    if job.state not in SETTLED and job.intent is Intent.CANCELLED:
-        return "Nothing: it is being cancelled."
-    if job.state in AT_BATCH_SYSTEM and job.attempt is not None and job.attempt.stuck is not None:
-        return _STUCK.format(id=job.id)
-    waits = f" The next try is at {moment(job.due)}." if job.due and job.state not in SETTLED else ""
-    return NEXT[job.state].format(id=job.id) + waits
-
-
 def details(config: SiteConfig, job: Job) -> str:
     """Return the first lines about a job: what it is, where it is, why, what to do."""
-    definition = job.definition
+    return _lines(_facts(config, job))
+
+
+def _facts(config: SiteConfig, job: Job) -> dict[str, object]:
+    definition, found = job.definition, failure(job)
     directory = batch.job_directory(config.work_directory, job.id)
     failed = f"at {job.failed_state}: " if job.failed_state else ""
-    values: Mapping[str, object] = {
+    return {
         "job": f"{job.id} ({job.name})",
         "sender's id": "" if definition.job_id is None else definition.job_id,
         "owner": job.owner,
         "application": definition.application,
         "state": f"{state_words(job)} since {moment(job.changed)}",
         "why" if job.failed_state or job.state is _S.JOB_REJECTED else "message": f"{failed}{job.message}",
+        "means": "" if found is None else f"{found.means} ({_WHO[found.who]})",
         "input": definition.input_url or "",
         "output": definition.output_url or "",
         "directory": directory if directory.is_dir() else f"{directory} (not there)",
         "next": next_step(job),
     }
-    lines = [f"{key:<12} {visible(str(value))}" for key, value in values.items() if str(value)]
+
+
+def _lines(values: Mapping[str, object]) -> str:
+    """Write named values under each other; one of several lines as several."""
+    lines = []
+    for key, value in values.items():
+        texts = value if isinstance(value, tuple | list) else (value,)
+        for number, text in enumerate(map(str, texts)):
+            if text:
+                lines.append(f"{key if number == 0 else '':<12} {visible(text)}")
     return "\n".join(lines)
 
 
 def _show(config: SiteConfig, reader: Reader, job: Job) -> None:
-    click.echo(details(config, job))
+    now = Clock().now()
+    rejection, alarm = reader.rejection(job.id), reader.alarm(f"job {job.id}")
+    facts = _facts(config, job)
+    then = facts.pop("next")
+    if rejection is not None:
+        facts = {**facts, "why": rejection.reasons, "message id": rejection.message_id or "none"}
+        facts |= {"sha256": rejection.sha256, "size": f"{rejection.size_bytes:,} bytes"}
+    facts["alarm"] = "" if alarm is None else f"{alarm.message} (since {moment(alarm.raised)})"
+    facts["waits for"] = waits_for(config, reader, job, now)
+    click.echo(_lines({**facts, "next": then}))
+    if rejection is not None:
+        _show_text("the message", rejection.excerpt.splitlines()[:_EXCERPT_LINES])
     click.echo("\nhistory")
-    history = [(moment(e.time), e.state, e.attempt, e.message) for e in reader.history(job.id)]
-    show_table(("time", "state", "attempt", "message"), history)
-    attempts = reader.attempts(job.id)
-    if attempts:
-        click.echo("\nattempts")
-        show_table(
-            ("attempt", "batch id", "submitted", "started", "ended", "exit code", "reason"),
-            [_attempt_row(attempt) for attempt in attempts],
-        )
+    history = [
+        (moment(e.time), "-" if spent is None else lasted(spent), e.state, e.attempt or "-", e.message)
+        for e, spent in _spent(reader.history(job.id), job, now)
+    ]
+    columns = (Column("time", None), Column("lasted", None), state_column(), Column("attempt", None, 2))
+    show_table((*columns, Column("message", 8, 1)), history)
+    _show_attempts(reader.attempts(job.id))
     transfers = reader.transfers(job.id)
     if transfers:
         click.echo("\ntransfers")
-        rows = [(t.direction, t.files, t.size_bytes, t.verified or "-", t.url) for t in transfers]
-        show_table(("way", "files", "bytes", "compared by", "url"), rows)
+        rows = [
+            (t.direction, t.files, t.size_bytes, lasted(t.ended - t.started), t.verified or "-", t.url)
+            for t in transfers
+        ]
+        show_table(("way", "files", "bytes", "lasted", "compared by", "url"), rows)
+    data = batch.data_directory(config.work_directory, job.id)
     for name, text in _printed(config, job).items():
-        click.echo(f"\n{name}, last lines" if text else f"\n{name} is empty")
-        for line in text.splitlines():
-            click.echo(f"  {line}")
+        _show_text(f"{data / name}, last lines" if text else f"{data / name} is empty", text.splitlines())
+
+
+def _show_text(title: str, lines: Sequence[str]) -> None:
+    click.echo(f"\n{title}")
+    for line in lines:
+        click.echo(f"  {visible(line, keep=chr(9))}")
+
+
+def _spent(history: Sequence[HistoryEntry], job: Job, now: int) -> list[tuple[HistoryEntry, int | None]]:
+    """Return with each status how long it lasted, microseconds; None for one that lasts for ever."""
+    ends: list[int | None] = [entry.time for entry in history[1:]]
+    ends.append(None if job.state in SETTLED else now)
+    return [(e, None if end is None else max(0, end - e.time)) for e, end in zip(history, ends, strict=True)]
+
+
+def _show_attempts(attempts: Sequence[Attempt]) -> None:
+    if attempts:
+        click.echo("\nattempts")
+        columns = (Column("attempt", None), Column("batch id", 8, 1), Column("submitted", None, 5))
+        rest = (Column("started", None, 6), Column("ended", None, 4), Column("exit code", None, 2))
+        show_table((*columns, *rest, Column("reason", 8, 3)), [_attempt_row(attempt) for attempt in attempts])
 
 
 def _attempt_row(attempt: Attempt) -> tuple[object, ...]:
-    code = "-" if attempt.exit_code is None else attempt.exit_code
     times = map(moment, (attempt.submitted, attempt.started, attempt.ended))
+    code = exit_words(attempt.exit_code)
     return (attempt.number, attempt.batch_id or "-", *times, code, attempt.reason)
 
 
 def _everything(config: SiteConfig, reader: Reader, job: Job) -> dict[str, object]:
+    now, found = Clock().now(), failure(job)
+    rejection, alarm = reader.rejection(job.id), reader.alarm(f"job {job.id}")
+    data = batch.data_directory(config.work_directory, job.id)
+    printed = _printed(config, job)
     return {
         **summary(job),
         "definition": serial.unstructure(job.definition),
         "plan": serial.unstructure(job.plan),
+        "failures": job.failures,
+        "next_try": iso(job.due) if job.due > now and job.state not in SETTLED else None,
         "directory": str(batch.job_directory(config.work_directory, job.id)),
-        "history": [_with_times(entry) for entry in reader.history(job.id)],
-        "attempts": [_with_times(attempt) for attempt in reader.attempts(job.id)],
+        "data_directory": str(data),
+        "history": [
+            {**_with_times(entry), "lasted_s": None if spent is None else spent / 1e6}
+            for entry, spent in _spent(reader.history(job.id), job, now)
+        ],
+        "attempts": [
+            {**_with_times(attempt), "exit_words": exit_words(attempt.exit_code)}
+            for attempt in reader.attempts(job.id)
+        ],
         "transfers": [_with_times(transfer) for transfer in reader.transfers(job.id)],
-        "printed": _printed(config, job),
+        "printed": printed,
+        "printed_files": {name: str(data / name) for name in printed},
+        "failure": None
+        if found is None
+        else {"kind": found.kind, "step": found.step, "who": found.who, "means": found.means},
+        "waits_for": waits_for(config, reader, job, now),
+        "alarm": None if alarm is None else {"message": alarm.message, "raised": iso(alarm.raised)},
+        "rejection": serial.unstructure(rejection),
         "next": next_step(job),
     }
 
