@@ -16,7 +16,7 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Final
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from edgecore import serial
 from edgecore.admission import Admission
@@ -154,7 +154,7 @@ class Intake:
         taken: list[_Taken] = []
         asked: list[tuple[Delivery, ControlMessage]] = []
         with self.store.together():
-            for delivery in deliveries:
+            for delivery in map(_storable, deliveries):
                 try:
                     read = self._read(delivery)
                 except DefinitionError as error:
@@ -302,6 +302,18 @@ class Intake:
 def message_identity(owner: str, message_id: str) -> str:
     """Return the identity by which a delivery with a message id is recognised when it comes again."""
     return f"message\t{owner}\t{message_id}"
+
+
+def _storable(delivery: Delivery) -> Delivery:
+    """Return a delivery whose names the store can hold: one that it could not would come again for ever."""
+    message_id, sender = _escaped(delivery.message_id), _escaped(delivery.sender)
+    if (message_id, sender) == (delivery.message_id, delivery.sender):
+        return delivery
+    return evolve(delivery, message_id=message_id, sender=sender)
+
+
+def _escaped(text: str | None) -> str | None:
+    return text if text is None or text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _shown(message_id: str | None) -> str:
