@@ -36,6 +36,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"(collections|concurrent|pathlib|typing|enum|threading|types|sqlite3)\..*"),
     ("py:.*", r"(Mapping|Sequence|Iterable|Iterator|Callable|Path|Any|TracebackType|Future)"),
     ("py:.*", r"(Text|Between)\b.*"),
-    ("py:.*", r"edgecore\.(clock|config|models|relays|reader|store)\..*"),
+    ("py:.*", r"edgecore\.(clock|commands|config|drivers|models|relays|reader|rows|store)\..*"),
     ("py:.*", r"(None|True|False|str|int|float|bool|bytes|dict|tuple|object|type|.*\bArgs\b.*)"),
 ]
+# A program's output in a block of commands may look like a prompt.
+suppress_warnings = ["misc.highlighting_failure"]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from docs.generators import cli, configuration, errors, hooks, messages, pictures, states
+from docs.generators import cli, code, configuration, errors, hooks, messages, pictures, states
 
 __all__ = ["PARTS", "main", "refreshed", "stale"]
 
@@ -21,6 +21,7 @@ ROOT: Final = DOCS.parent
 
 PARTS: Final[Mapping[str, Callable[[str], str]]] = {
     "cli": cli.page,
+    "code": code.piece,
     "configuration": configuration.page,
     "drivers": configuration.drivers,
     "errors": errors.page,

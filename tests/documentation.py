@@ -2,7 +2,8 @@
 
 What a page must look like to be followed:
 
-- A fenced block right below a line that ends with a file's name in backticks and a colon is that file.
+- A fenced block right below a line that ends with a file's name in backticks and a colon is that file; where the
+  line begins with ``Add to``, it is added at its end.
 - A fenced block ``console`` holds commands after ``$`` and, below a command, what it prints. Nothing shown:
   nothing compared. Blocks of other languages are not run.
 - A command succeeds, unless the one after it is ``echo $?``.
@@ -18,13 +19,13 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from attrs import frozen
+from packages import Environment
 
 from edgecore.builtin.fork_spool import lock_file, supervised
 
@@ -42,6 +43,8 @@ class File:
 
     name: str
     content: str
+    added: bool = False
+    """Whether the content goes to the end of what is there."""
 
 
 @frozen
@@ -79,7 +82,7 @@ def steps(page: str) -> Iterator[File | Command]:
         if block.language == "console":
             yield from _commands(block.content)
         elif named:
-            yield File(named[1], block.content)
+            yield File(named[1], block.content, block.before.startswith("Add to "))
 
 
 def _commands(content: str) -> Iterator[Command]:
@@ -113,18 +116,32 @@ def _pattern(shown: str) -> str:
     return "".join(lines)
 
 
+_OFFLINE: Final = {"PIP_NO_BUILD_ISOLATION": "0", "PIP_NO_INDEX": "1", "PIP_NO_DEPS": "1", "PIP_QUIET": "1"}
+"""How pip installs what a page has made from what is here: an unset isolation is written as 0."""
+
+
+def _reader(directory: Path) -> Path:
+    """Make an environment in which the reader may install things; answers where its commands are."""
+    made = Environment.make(directory)
+    for name in ("edgecore", "pip"):
+        command = made.python.with_name(name)
+        command.write_text(f'#!/bin/sh\nexec "{made.python}" -m {name} "$@"\n')
+        command.chmod(0o755)
+    return made.python.parent
+
+
 class Follower:
     """Run the steps of a page in a shell of its own; nothing that it started is left behind."""
 
-    def __init__(self, directory: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._output = directory.parent / f"{directory.name}.output"
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        path = f"{_reader(directory.parent / 'reader-env')}:{os.environ['PATH']}"
         kept = {key: value for key, value in os.environ.items() if not key.startswith("EDGECORE")}
         self._shell = subprocess.Popen(
             ["/bin/bash", "--norc", "--noprofile"],
             cwd=directory,
-            env={**kept, "PATH": path, "COLUMNS": "200", "LC_ALL": "C.UTF-8", **(environment or {})},
+            env={**kept, "PATH": path, "COLUMNS": "200", "LC_ALL": "C.UTF-8", **_OFFLINE},
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -137,7 +154,8 @@ class Follower:
             if isinstance(step, File):
                 path = self._directory / step.name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(step.content)
+                with path.open("a" if step.added else "w", encoding="utf-8") as file:
+                    file.write(step.content)
                 if step.content.startswith("#!"):
                     path.chmod(0o755)
             else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from docs.generators.fields import documented, markdown_table
-from edgecore.cli.job import NEXT
+from edgecore.cli.advice import NEXT
 from edgecore.models import JobState
 from edgecore.states import MOVES, RESUMES_AT
 
