@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import sqlite3
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -331,6 +335,35 @@ def test_a_store_that_is_no_file_or_everybodys_is_told(place: Place) -> None:
     store.unlink()
     store.mkdir()
     assert FAILURE is stored(place.config)["file"].level
+
+
+AS_ANOTHER = """
+import json, os, sys
+from pathlib import Path
+import edgecore
+config = edgecore.read_site(Path(sys.argv[1]))
+list(edgecore.diagnose(config))  # imports what the other account may not be able to
+os.setuid(54321)
+found = [one for section in edgecore.diagnose(config) for one in section.findings]
+print(json.dumps([[one.subject, one.message] for one in found if one.level == "failure"]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another account")
+def test_what_an_account_may_not_look_at_is_said_in_words(original: Place) -> None:
+    with tempfile.TemporaryDirectory() as base:  # others may not go to where pytest keeps its own
+        os.chmod(base, 0o755)
+        place = copied(original, Path(base))
+        secret = place.base / "secret"
+        secret.mkdir(mode=0o700)
+        changed(place, 'store = "site.sqlite"', f'store = "{secret}/site.sqlite"')
+        command = [sys.executable, "-c", AS_ANOTHER, str(place.file)]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+
+    found = json.loads(answer.stdout)
+    assert {"file", "store directory"} == {subject for subject, words in found if str(secret) in words}
+    assert [] == [words for _, words in found if "the check itself failed" in words]
 
 
 def test_a_job_from_the_future_shows_a_clock_that_was_set_back(
@@ -676,11 +709,11 @@ def test_a_launcher_is_looked_for_where_the_site_says(place: Place) -> None:
 @pytest.mark.parametrize(
     ("key", "content", "mode", "words"),
     [
-        ("executable", None, 0o755, "is not there"),
+        ("executable", None, 0o755, "is not there, or this account may not look for it"),
         ("executable", "#!/bin/sh\n", 0o644, "may not be executed"),
         ("preprocess", "echo no first line\n", 0o755, "neither a program nor begins with #!"),
         ("postprocess", "#! /usr/bin/pyhton3 -u\n", 0o755, "wants /usr/bin/pyhton3, which is not there"),
-        ("config_script", None, 0o755, "is not there"),
+        ("config_script", None, 0o755, "is not there, or this account may not look for it"),
         ("directory", None, 0o755, "is not there, or this account may not read it"),
     ],
 )

@@ -15,6 +15,7 @@ __all__ = ["LIMIT_S", "Check", "findings_of"]
 LIMIT_S: Final = 20.0
 """For what asks this host only; a file server that hangs takes longer."""
 _CRASH: Final = "this is a fault of the check or of a driver, not of the site: report it with these words"
+_SEE: Final = "let this account go there, and see that it is there whenever the service runs"
 _GENERAL: Final = "put that right, and examine the site again"
 _CORRECT: Final = "correct the site's file, or install what it names"
 
@@ -40,6 +41,9 @@ def findings_of(subject: str, error: BaseException, remedy: str = _GENERAL) -> I
             yield Finding(subject, Level.FAILURE, f"{error.source}: {problem}", _CORRECT)
     elif isinstance(error, EdgeError):
         yield Finding(subject, Level.FAILURE, str(error), remedy)
+    elif isinstance(error, OSError):
+        words = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        yield Finding(subject, Level.FAILURE, words, _SEE)
     else:
         notes = "; ".join(getattr(error, "__notes__", ()))
         words = f"the check itself failed: {type(error).__name__}: {error}{' ' + notes if notes else ''}"

@@ -60,7 +60,7 @@ def account_check(config: SiteConfig) -> Check:
 
 def _site_file(config: SiteConfig) -> Iterator[Finding]:
     path = config.source
-    if path.is_file() and path.stat().st_mode & 0o002:
+    if os.path.isfile(path) and path.stat().st_mode & 0o002:
         words = f"{path} can be written by every account of this host"
         yield Finding(
             "site file", Level.WARNING, words, f"chmod o-w {path}: who writes it decides what is run"
@@ -106,7 +106,7 @@ def _account(config: SiteConfig) -> Iterator[Finding]:
 def _property_of_another(config: SiteConfig) -> Path | None:
     """Return what shows that the site's service runs under another account than this process, if anything does."""
     for path in (config.store, config.work_directory):
-        if path.exists():
+        if os.path.exists(path):  # False, too, where we may not look: that is said of the directory
             return path if path.stat().st_uid != os.geteuid() else None
     return None
 

@@ -81,8 +81,8 @@ class _Programs:
 
     def applications(self) -> Iterator[Finding]:
         """Look at every entry of the catalogue, its programs, and how it fits the site."""
-        if not self.config.store.exists():
-            yield Finding("catalogue", Level.OK, "empty: the store is not there yet")
+        if not os.path.exists(self.config.store):
+            yield Finding("catalogue", Level.OK, "empty: there is no store yet")
             return
         broken: list[Finding] = []
         found = _catalogue(self.config, broken.append)
@@ -117,7 +117,7 @@ class _Programs:
 def _catalogue(config: SiteConfig, tell: Callable[[Finding], None]) -> list[Application]:
     """Return the entries that can be read; *tell* of the others."""
     found: list[Application] = []
-    if not config.store.is_file():
+    if not os.path.isfile(config.store):
         return found
     try:
         with closing(Reader(config.store)) as reader:
@@ -145,15 +145,15 @@ def _programs(application: Application) -> Iterator[Finding]:
             words = f"{key} {path} can be written by every account of this host"
             yield Finding(application.name, Level.WARNING, words, f"chmod o-w {path}")
     directory = application.directory
-    if directory is not None and not (Path(directory).is_dir() and os.access(directory, os.R_OK | os.X_OK)):
+    if directory is not None and not (os.path.isdir(directory) and os.access(directory, os.R_OK | os.X_OK)):
         words = f"directory {directory} is not there, or this account may not read it"
         yield Finding(application.name, Level.FAILURE, words, f"make it readable, or {_ADD}")
 
 
 def _fault(path: Path, *, needs_head: bool) -> str:
     """Say why a program could not be started by us; nothing when it could."""
-    if not path.exists():
-        return "is not there"
+    if not os.path.exists(path):
+        return "is not there, or this account may not look for it"
     if not path.is_file():
         return "is no file"
     if not os.access(path, os.X_OK):

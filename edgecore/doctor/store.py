@@ -61,7 +61,7 @@ def _service(config: SiteConfig) -> Iterator[Finding]:
 
 
 def _place(config: SiteConfig) -> Iterator[Finding]:
-    if not config.store.parent.is_dir():
+    if not os.path.isdir(config.store.parent):
         return  # said of the directory
     kind = file_system_of(config.store.parent)
     if kind in NETWORK_FILE_SYSTEMS and config.store_mode == "wal":
@@ -104,7 +104,7 @@ def _file(config: SiteConfig) -> Iterator[Finding]:
 
 
 def _content(config: SiteConfig) -> Iterator[Finding]:
-    if not config.store.is_file():
+    if not os.path.isfile(config.store):
         return
     try:
         with contextlib.closing(connect(config.store, read_only=True)) as connection:
@@ -147,7 +147,7 @@ def _counts(connection: sqlite3.Connection) -> Iterator[Finding]:
 def _integrity(config: SiteConfig, limit_s: float) -> Iterator[Finding]:
     """Have SQLite read through its structure; given up after *limit_s* seconds, which is no fault."""
     path = config.store
-    if not path.is_file():
+    if not os.path.isfile(path):
         return
     if config.store_mode != "wal" and is_running(path):
         words = (
