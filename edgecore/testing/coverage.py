@@ -14,15 +14,13 @@ __all__ = ["fault_table"]
 _HEAD: Final = """\
 # Which faults each scheduling driver is tested against
 
-The rows are the fault matrix: what batch systems are known to do to those who rely on them. Each test
-runs jobs through a whole Balsam, in a process of its own, while its batch system misbehaves, and compares
-what the service says with what the applications noted and the batch system started. `fake` is a scripted
-batch system behind real commands, `live` a real one. A dash is a fault that cannot be shown there; the note
-says why. A note at a fault that is shown is about the variants that cannot.
+The rows are the fault matrix: what batch systems are known to do to those who rely on them. Each is shown to a
+driver by itself and to a whole Balsam, in a process of its own, that runs jobs through it meanwhile; what the
+service says is compared with what the applications noted and what the batch system started. `fake` is a
+scripted batch system behind real commands, `live` a real one. A dash is a fault that cannot be shown there; the
+note says why. A note beside a fault that is shown is about a variant that cannot.
 
-This page is written from the tests:
-
-    pytest --collect-only -q --fault-table docs/reference/fault-coverage.md tests examples/driver/tests
+This page is written from the tests, which `pytest --collect-only --fault-table FILE` finds.
 
 """
 
@@ -38,7 +36,7 @@ def fault_table(items: Iterable[pytest.Item]) -> str:
         for mark in item.iter_markers("fault"):
             if not not_shown(cls, mark.args[0], mark.args[1] if mark.args[1:] else None):
                 numbers.add(mark.args[0])
-    classes = sorted(shown, key=lambda cls: (cls.live, cls.driver))
+    classes = sorted(shown, key=lambda cls: (cls.driver, cls.live))
     notes: dict[str, int] = {}
     rows = [
         f"| {number} | {name} | {' | '.join(_cell(cls, number, shown[cls], notes) for cls in classes)} |"
@@ -47,7 +45,8 @@ def fault_table(items: Iterable[pytest.Item]) -> str:
     head = f"| # | fault | {' | '.join(f'`{cls.driver}`' for cls in classes)} |"
     line = f"|---|---|{'---|' * len(classes)}"
     texts = [f"[^{number}]: {reason}" for reason, number in notes.items()]
-    return _HEAD + "\n".join([head, line, *rows, "", *texts]) + "\n"
+    notes_below = ["", *texts] if texts else []
+    return _HEAD + "\n".join([head, line, *rows, *notes_below]) + "\n"
 
 
 def _cell(cls: type[SchedulingTests], number: int, shown: set[int], notes: dict[str, int]) -> str:

@@ -22,11 +22,16 @@ _MODULES: Final = (
     "hooks",
     "listing_faults",
     "messaging",
+    "messaging_base",
+    "messaging_breaks",
     "parsers",
     "scheduling",
     "site",
     "submit_faults",
     "transfer",
+    "transfer_base",
+    "transfer_breaks",
+    "worker",
 )
 """Where assertions stand."""
 
