@@ -40,12 +40,12 @@ class Directory(Peer):
 
     @contextmanager
     def take_permission(self, name: str) -> Iterator[None]:
-        if os.geteuid() == 0:
-            pytest.skip("root may read everything")
         path = self.place / name
         mode = path.stat().st_mode
         path.chmod(0)
         try:
+            if os.access(path, os.R_OK):
+                pytest.skip("this user, probably root, may read everything")
             yield
         finally:
             path.chmod(mode)

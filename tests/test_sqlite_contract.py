@@ -29,6 +29,7 @@ class TestSqlite(MessagingContract):
     driver = "sqlite"
     live = True
     cannot: ClassVar = {"kill": "there is no server that could be killed; its clients are, elsewhere here"}
+    quiet_s = 0.05
     wakes_within_s = 0.05
 
     @pytest.fixture

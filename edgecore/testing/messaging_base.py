@@ -22,8 +22,6 @@ from edgecore.testing.worker import Worker, make_driver, working
 __all__ = ["DEADLINE_S", "MessagingBase", "Post", "flags", "ids"]
 
 DEADLINE_S: Final = 30.0
-_QUIET_S: Final = 0.3
-"""How long a queue is listened to before it counts as empty."""
 
 
 def ids(deliveries: Sequence[Delivery]) -> list[str]:
@@ -45,6 +43,7 @@ class Post:
     site: SiteContext
     start: Callable[..., Worker]
     """Start a process with the driver: ``start(task, *arguments)``."""
+    quiet_s: float
     exchange: str = Factory(lambda: f"hpc-{uuid.uuid4().hex[:8]}")
     relays: list[MessagingRelay] = Factory(list)
 
@@ -106,7 +105,7 @@ class Post:
         """Receive whatever there is until the queue is quiet."""
         deadline = time.monotonic() + DEADLINE_S
         got: list[Delivery] = []
-        while came := relay.receive(queue=queue or self.queue, limit=1000, timeout_s=_QUIET_S):
+        while came := relay.receive(queue=queue or self.queue, limit=1000, timeout_s=self.quiet_s):
             got += came
             assert time.monotonic() < deadline, (
                 f"{self.queue} never becomes quiet; last came {ids(came)[-5:]}"
@@ -140,6 +139,8 @@ class MessagingBase:
     """A method of `MessageBroker` that cannot be had there -> why."""
     prefetch: ClassVar[int] = 0
     """How many messages a connection may hold beyond those that it was asked for."""
+    quiet_s: ClassVar[float] = 0.3
+    """How long a queue is listened to before it counts as empty; a confirmed message must come sooner."""
     wakes_within_s: ClassVar[float] = 0.5
     """How soon, in the middle of many cases, a waiting `receive` has what another process sent."""
 
@@ -153,7 +154,7 @@ class MessagingBase:
     def _posting(self, broker: MessageBroker, tmp_path: Path) -> Iterator[Post]:
         site = SiteContext(site="theta", work_directory=tmp_path, environment=broker.environment)
         with working("messaging", self.driver, broker.settings, site) as start:
-            post = Post(self.driver, broker.settings, site, start)
+            post = Post(self.driver, broker.settings, site, start, self.quiet_s)
             try:
                 yield post
             finally:
