@@ -11,6 +11,8 @@ import pytest
 from edgecore.testing import ParserContract
 from edgecore.testing.parsers import Recorded
 
+pytestmark = pytest.mark.slow
+
 LISTING = b"ID STATE\n" + b"".join(
     b"%d %s\n" % (number, word) for number, word in enumerate([b"R", b"Q", b"R"] * 3)
 )
@@ -84,7 +86,6 @@ class TakesTheNext(TestGood):
         return dict(zip(words[::2], words[1::2], strict=False))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("contract", "name", "damage"),
     [

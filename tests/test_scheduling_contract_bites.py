@@ -144,10 +144,6 @@ FOUND: Final = [
     ("SilenceIsAnEnd", "test_jobs_that_nobody_knows_are_not_listed"),
     ("SilenceIsAnEnd", "test_a_running_job_that_some_listings_leave_out_stays_as_it_was"),
     ("FailureIsSilence", "test_a_batch_system_that_is_down_is_unavailable_and_nothing_else"),
-    (
-        "FailureIsSilence",
-        "test_a_query_that_fails_for_an_hour_is_alarmed_once_and_every_job_is_right_afterwards",
-    ),
     ("IdsAreNames", "test_an_id_that_now_is_somebody_elses_is_left_alone"),
     ("IdsAreNames", "test_an_id_that_now_is_somebody_elses_is_neither_observed_nor_cancelled"),
     ("ExitCodesDecide", "test_an_id_that_was_printed_counts_whatever_the_exit_code"),

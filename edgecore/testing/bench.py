@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import define
 
 from edgecore import batch
 from edgecore.desk import Desk
@@ -49,7 +49,6 @@ class Bench:
 
     system: BatchSystem
     site: Site
-    _definitions: int = field(init=False, default=0)
 
     @classmethod
     def make(cls, base: Path, driver: str, system: BatchSystem, timing: dict[str, float]) -> Bench:

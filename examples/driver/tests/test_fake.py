@@ -31,6 +31,7 @@ class TestFake(SchedulingContract):
     """The contract in full: every hook, and the nineteen faults end to end."""
 
     driver = "fake"
+    accepted = {"queue": "long", "project": "atlas", "options": {"constraint": "fast"}}  # noqa: RUF012
 
     @pytest.fixture
     def batch_system(self, tmp_path: Path) -> Iterator[BatchSystem]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import pytest
 from edgecore_fake import text
 
 from edgecore.testing import ParserContract
@@ -24,6 +25,7 @@ ID|NAME|OWNER|STATE|QUEUED|STARTED|ENDED|EXIT|SIGNAL|NODES
 """
 
 
+@pytest.mark.slow
 class TestListing(ParserContract):
     """Both commands print lines below a line of names."""
 
