@@ -114,6 +114,8 @@ class _Command:
     def _hang(self) -> None:
         """Do not come back, and leave a child that keeps the output open."""
         with self.state.transaction():
-            for pid in (keep_output_open(), os.getpid()):
+            child, gate = keep_output_open()
+            for pid in (child, os.getpid()):
                 self.state.connection.execute("INSERT INTO hanging VALUES (?, ?)", (pid, process_start(pid)))
+        os.write(gate, b"\n")
         time.sleep(_FOR_EVER_S)

@@ -76,9 +76,17 @@ def spawn_gated(
     return pid, writing
 
 
-def keep_output_open() -> int:
-    """Start a child that holds this process's output open for an hour; returns its process id."""
-    return os.posix_spawn("/bin/sleep", ["/bin/sleep", "3600"], {})
+def keep_output_open() -> tuple[int, int]:
+    """Start a child that holds this process's output open for an hour; returns process id and gate as above."""
+    reading, writing = os.pipe()
+    pid = os.posix_spawn(
+        "/bin/sh",
+        ["/bin/sh", "-c", "read -r FAKE_GATE && exec sleep 3600"],
+        {"PATH": os.defpath},
+        file_actions=[(os.POSIX_SPAWN_DUP2, reading, 0)],
+    )
+    os.close(reading)
+    return pid, writing
 
 
 def interpreter(script: str) -> list[str]:
@@ -95,9 +103,12 @@ def lives(pid: int | None, start: int | None) -> bool:
     return pid is not None and start is not None and process_start(pid) == start
 
 
-def kill(pid: int | None, start: int | None, number: int = signal.SIGKILL, *, group: bool = True) -> None:
-    """Signal a process, or its group, if it still is the one that was started."""
+def kill(pid: int | None, start: int | None, number: int = signal.SIGKILL) -> None:
+    """Signal a process if it still is the one that was started, and with it the group that it leads."""
     if pid is None or not lives(pid, start):
         return
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, number) if group else os.kill(pid, number)
+        if os.getpgid(pid) == pid:
+            os.killpg(pid, number)
+        else:
+            os.kill(pid, number)

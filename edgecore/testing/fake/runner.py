@@ -54,10 +54,8 @@ def main(place: str) -> None:
             os.write(started.gate, b"\n")
         os.close(started.gate)
         ended = runner.watch(started)
-        with contextlib.suppress(
-            ProcessLookupError
-        ):  # not reaped yet: the number of its group is still its own
-            os.killpg(started.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)  # not reaped yet: the number of its group is still its own
         started = runner.record_and_take(started, ended)
     state.close()
 
@@ -107,7 +105,7 @@ class _Runner:
             )
             connection.execute("UPDATE runners SET busy = 1 WHERE pid = ?", (self.pid,))
             return _Started(job, pid, gate, self._deadline(job))
-        connection.execute("DELETE FROM runners WHERE pid = ?", (self.pid,))
+        connection.execute("UPDATE runners SET busy = -1 WHERE pid = ?", (self.pid,))
         return None
 
     def _spawn(self, job: Job) -> tuple[int, int]:

@@ -67,7 +67,11 @@ CREATE INDEX jobs_by_id ON jobs (batch_id);
 CREATE INDEX jobs_by_number ON jobs (number);
 CREATE INDEX jobs_by_name ON jobs (name);
 CREATE TABLE frozen ({_JOB_COLUMNS});     -- what accounting knows while it is behind
-CREATE TABLE runners (pid INTEGER PRIMARY KEY, pid_start INTEGER NOT NULL, busy INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE runners (
+    pid INTEGER PRIMARY KEY,
+    pid_start INTEGER NOT NULL,
+    busy INTEGER NOT NULL DEFAULT 0       -- 0: about to take a job, 1: with a job, -1: about to go away
+);
 CREATE TABLE hanging (pid INTEGER PRIMARY KEY, pid_start INTEGER NOT NULL);
 CREATE TABLE asked (command TEXT PRIMARY KEY, times INTEGER NOT NULL);
 CREATE TABLE spoilers (
@@ -203,6 +207,6 @@ def job_of(row: Sequence[Any]) -> Job:
     """Return the job of a row of `COLUMNS`."""
     values = list(row)
     values[6], values[7] = Condition(values[6]), Why(values[7])
-    values[16] = tuple((key, value) for key, value in json.loads(values[16]))
+    values[16] = () if values[16] == "[]" else tuple((key, value) for key, value in json.loads(values[16]))
     values[17] = bool(values[17])
     return Job(*values)

@@ -35,6 +35,8 @@ main({place!r}, {name!r})
 """
 _DYING_S: Final = 20.0
 _STRANGER: Final = "stranger"
+_OPERATOR: Final = "operator"
+"""Who holds and ends jobs by hand; the tests themselves may well run as root."""
 
 _STATES: Final = {
     Condition.WAITING: NativeState.QUEUED,
@@ -54,7 +56,7 @@ class FakeBatchSystem(BatchSystem):
 
     *slots* jobs run at once. *settings* are what the driver gets as its own keys. *minute_s* is the length of a
     minute of walltime. To be used in a with statement, or closed: that kills every process of it. May be used
-    by several threads.
+    by several threads. What leaves the session of its script escapes, as it does where there are no control groups.
     """
 
     def __init__(
@@ -216,7 +218,7 @@ class FakeBatchSystem(BatchSystem):
                 why="",
                 ended=time.time(),
                 signal=9 if job.condition is Condition.RUNNING else None,
-                ended_by="root" if ending is Ending.CANCELLED else "",
+                ended_by=_OPERATOR if ending is Ending.CANCELLED else "",
             )
 
     def requeue(self, batch_id: str) -> None:
@@ -233,13 +235,13 @@ class FakeBatchSystem(BatchSystem):
     def hold(self, batch_id: str) -> None:
         """Hold a waiting job, as an administrator does."""
         with self._acting() as world:
-            if not world.hold(self._job(batch_id), by="root"):
+            if not world.hold(self._job(batch_id), by=_OPERATOR):
                 raise LookupError(f"job {batch_id} does not wait, and cannot be held")
 
     def release(self, batch_id: str) -> None:
         """Release what `hold` held."""
         with self._acting() as world:
-            world.release(self._job(batch_id), by="root")
+            world.release(self._job(batch_id), by=_OPERATOR)
 
     def forget(self, batch_id: str) -> None:
         """Purge a job from every list and from accounting; what runs of it goes on unlisted, what waits is gone."""

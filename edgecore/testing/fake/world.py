@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from edgecore.processes import process_start, user_name
@@ -147,7 +147,8 @@ class World:
         if request.since is not None:
             jobs = [job for job in jobs if job.ended is None or job.ended >= request.since]
         hidden = self.state.spoilers("unlisted")
-        return [self._worded(job) for job in jobs if job.batch_id not in hidden], missing
+        spoilt = self.state.spoilers("showing")
+        return [self._worded(job, spoilt) for job in jobs if job.batch_id not in hidden], missing
 
     def _named(
         self, shown: str, ids: Sequence[str] | None, names: Sequence[str] | None, table: str = "jobs"
@@ -175,8 +176,8 @@ class World:
             if self.dialect.batch_id(job.number, None) == batch_id
         ]
 
-    def _worded(self, job: Job) -> Job:
-        how = self.state.spoilers("showing").get(job.batch_id)
+    def _worded(self, job: Job, spoilt: Mapping[str, str]) -> Job:
+        how = spoilt.get(job.batch_id)
         word = self.dialect.words[job.condition]
         if how == Word.UNKNOWN:
             word = self.dialect.unknown_word
