@@ -163,8 +163,8 @@ CREATE INDEX transfers_job ON transfers (job_id);
 """
 
 _SEEING: Final = """
-CREATE INDEX jobs_owner ON jobs (owner, id);
-CREATE INDEX jobs_application ON jobs (application, id);
+CREATE INDEX jobs_owner ON jobs (owner, id, application);
+CREATE INDEX jobs_application ON jobs (application, id, owner);
 CREATE TABLE alarms (
     subject TEXT PRIMARY KEY,
     message TEXT NOT NULL,

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
 import threading
 import time
 from collections import deque
@@ -19,7 +21,7 @@ from edgecore import commands
 from edgecore.backoff import Backoff
 from edgecore.clock import Clock, iso
 from edgecore.config import SiteConfig
-from edgecore.errors import ActionStopped, EdgeError
+from edgecore.errors import ActionStopped, ConfigurationError, EdgeError, Problem
 from edgecore.hookspecs import hookimpl
 from edgecore.store import Store
 
@@ -63,16 +65,20 @@ class _Event:
 
 
 def open_alarm_command(config: SiteConfig, clock: Clock) -> AlarmCommand | None:
-    """Return what tells a site's program of alarms, or None where it has none."""
-    table = config.alarms
+    """Return what tells a site's program of alarms, or None where it has none. Raises ConfigurationError."""
+    table, environment = config.alarms, config.context.environment
     if not table.command:
         return None
+    program, path = table.command[0], environment.get("PATH", os.defpath)
+    if shutil.which(program, path=path) is None:  # better said now than when there is an alarm
+        advice = f"there is no such program that the service can execute, on PATH={path} or as a whole path"
+        raise ConfigurationError(str(config.source), [Problem("alarms.command", program, advice)])
     return AlarmCommand(
         site=config.site,
         command=table.command,
         interval_s=table.interval_s,
         timeout_s=table.timeout_s,
-        environment=config.context.environment,
+        environment=environment,
         clock=clock,
     )
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import logging
 import re
+import signal
+import sqlite3
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from places import Place
+from places import DEADLINE_S, Live, Place, wait_for
 from scripted import Edge
 
 import edgecore
@@ -217,3 +220,35 @@ def test_what_is_wrong_in_the_new_tables_is_said_with_its_key(tmp_path: Path, te
 
     assert 2 == result.exit_code
     assert words in result.stderr
+
+
+@pytest.mark.slow
+def test_a_service_logs_writes_numbers_and_tells_alarms_as_its_site_says(tmp_path: Path) -> None:
+    live = Live(tmp_path)
+    told = tmp_path / "told.json"
+    log, metrics = live.base / "edge.log", live.base / "edge.prom"
+    live.file.write_text(
+        f'{live.file.read_text()}alarm_after_s = 0\n[log]\nformat = "json"\nfile = "edge.log"\n'
+        '[metrics]\nfile = "edge.prom"\ninterval_s = 0.2\n'
+        f'[alarms]\ncommand = ["/bin/sh", "-c", "cat >>{told}"]\ninterval_s = 0\n'
+    )
+    with live.service("-m", "edgecore", "run", str(live.file)) as service:
+        live.edgecore("submit", str(live.base / "hello.json"), "--wait", "--timeout", "60")
+        with contextlib.closing(sqlite3.connect(live.config.store)) as connection:
+            connection.execute("CREATE TRIGGER no BEFORE INSERT ON jobs BEGIN SELECT RAISE(ABORT, 'no'); END")
+            connection.commit()
+            live.edgecore("submit", str(live.base / "hello.json"))
+            wait_for(lambda: told.exists() and "raised" in told.read_text(), "the alarm to be told")
+            connection.execute("DROP TRIGGER no")
+            connection.commit()
+        wait_for(lambda: "edgecore_alarms_total 1.0" in metrics.read_text(), "the alarm to be counted")
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(DEADLINE_S) == 0
+
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {"demo"} == {each["site"] for each in records}
+    finished = next(each for each in records if each.get("state") == "JOB_FINISHED")
+    assert {"attempt", "batch_id", "job", "job_id", "owner"} <= set(finished)
+    assert any(each.get("alarm") == "job definitions" for each in records)
+    assert 'edgecore_jobs{state="JOB_FINISHED"} ' in metrics.read_text()
+    assert "edgecore_up 0.0" in metrics.read_text()

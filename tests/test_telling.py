@@ -17,10 +17,12 @@ from scripted import Edge
 from sites import wait_for
 
 from edgecore.backoff import Backoff
+from edgecore.clock import Clock
 from edgecore.config import AlarmsTable
+from edgecore.errors import ConfigurationError
 from edgecore.models import JobState
 from edgecore.reader import Reader
-from edgecore.telling import AlarmCommand
+from edgecore.telling import AlarmCommand, open_alarm_command
 
 pytestmark = pytest.mark.slow
 
@@ -156,6 +158,15 @@ def test_a_service_tells_the_program_of_its_site(edge: Edge, program: Program) -
     (told,) = program.wait(1)
     assert "testsite" == told["site"]
     assert "maintenance" in told["message"]
+
+
+def test_a_program_that_cannot_be_run_is_refused_at_the_start(edge: Edge, tmp_path: Path) -> None:
+    for program in (str(tmp_path / "none"), "no-such-program", str(tmp_path)):
+        config = evolve(edge.config, alarms=AlarmsTable(command=(program,)))
+        with pytest.raises(ConfigurationError, match=r"alarms\.command.*there is no such program"):
+            open_alarm_command(config, Clock())
+    assert open_alarm_command(evolve(edge.config, alarms=AlarmsTable(command=("cat",))), Clock()) is not None
+    assert open_alarm_command(edge.config, Clock()) is None
 
 
 def test_alarms_stand_in_the_store_until_they_are_cleared_or_the_service_begins_anew(edge: Edge) -> None:
