@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -102,10 +103,18 @@ def secret(tmp_path: Path) -> Path:
     return place
 
 
+def looking(seen: Counter[str], exchanges: Callable[[], int]) -> Iterator[None]:
+    """Go on until enough was looked at and exchanged, and both kinds were seen: what is fine, and what is not."""
+    deadline = time.monotonic() + 20
+    while seen.total() < LOOKS or exchanges() < EXCHANGES or not {"fine"} < set(seen):
+        assert time.monotonic() < deadline, seen
+        yield
+
+
 def look(data: Path, name: str, exchanges: Callable[[], int]) -> Counter[str]:
     """Read a configuration file again and again; count what came of it."""
     seen: Counter[str] = Counter()
-    while seen.total() < LOOKS or exchanges() < EXCHANGES:
+    for _ in looking(seen, exchanges):
         try:
             seen[find_configuration(name, data).content.decode()] += 1
         except DefinitionError as error:
@@ -123,7 +132,6 @@ def test_a_configuration_file_that_becomes_a_link_or_a_fifo_is_never_followed(
     steps = (put_link(path, secret / "app.cfg"), put_fifo(path), put_file(path, "fine"))
     with exchanging(*steps) as exchanges:
         seen = look(data, "app.cfg", exchanges)
-    assert {"fine", "it is a link, and links are not followed"} <= set(seen)
     assert SECRET not in "".join(seen)
     assert all(words.startswith(("fine", "it is", "is not a regular file")) for words in seen)
 
@@ -135,19 +143,17 @@ def test_a_directory_that_becomes_a_link_is_never_followed(tmp_path: Path, secre
     (data / "link").symlink_to(secret)
     with exchanging(swap(data / "sub", data / "link")) as exchanges:
         seen = look(data, "sub/app.cfg", exchanges)
-    assert "fine" in seen
     assert SECRET not in "".join(seen)
-    assert len(seen) > 1
 
 
 def test_output_that_becomes_a_link_is_not_shown(tmp_path: Path, secret: Path) -> None:
     path = tmp_path / "stdout.1.txt"
     put_file(path, "fine")()
-    seen: Counter[str | None] = Counter()
+    seen: Counter[str] = Counter()
     with exchanging(put_link(path, secret / "app.cfg"), put_fifo(path), put_file(path, "fine")) as exchanges:
-        while seen.total() < LOOKS or exchanges() < EXCHANGES:
-            seen[_tail(path)] += 1
-    assert {"fine", None} == set(seen)
+        for _ in looking(seen, exchanges):
+            seen[str(_tail(path))] += 1
+    assert {"fine", "None"} == set(seen)
 
 
 def test_input_that_is_exchanged_while_a_service_stages_it_brings_no_secret(

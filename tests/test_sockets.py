@@ -108,7 +108,7 @@ def test_a_service_at_work_has_no_socket_and_neither_has_anything_that_it_starte
         for pid in family(*pids):
             seen.update(sockets(pid))
             with suppress(FileNotFoundError, ProcessLookupError):
-                programs.add(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[-2].decode())
+                programs.update(Path(f"/proc/{pid}/cmdline").read_text().split("\0"))
 
     with site.service() as process:
         wait_for(lock_file(site.config.work_directory / ".fork").exists, 20, site.diagnosis)
