@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from edgecore.relays import MessagingRelay, TransferRelay
 __all__ = ["Worker", "make_driver", "working"]
 
 _WAIT_S: Final = 30.0
+_PATIENCE_S: Final = 120.0
 
 
 def make_driver(role: str, name: str, settings: Mapping[str, Any]) -> object:
@@ -55,9 +57,16 @@ class Worker:
         return self.rest()
 
     def rest(self) -> list[str]:
-        """Wait for its end; return the lines that it says until then."""
-        said, _ = self.process.communicate(timeout=10 * _WAIT_S)
-        return str(said).splitlines()
+        """Wait for its end; return the lines that it says until then. One that does not end is killed."""
+        assert self.process.stdout is not None
+        patience = threading.Timer(_PATIENCE_S, self.process.kill)
+        patience.start()
+        try:
+            lines = self.process.stdout.read().splitlines()
+            self.process.wait(_WAIT_S)
+        finally:
+            patience.cancel()
+        return lines
 
     @property
     def killed(self) -> bool:
@@ -171,7 +180,7 @@ def _hold(relay: MessagingRelay, queue: str, count: int) -> None:
         came = relay.receive(queue=queue, limit=count - len(held), timeout_s=_WAIT_S)
         held += [each.message_id or "" for each in came]
     _say(*held)
-    sys.stdin.read()  # until whoever started us lets go
+    signal.pause()
 
 
 def _clock(relay: MessagingRelay, queue: str, count: int) -> None:
@@ -201,9 +210,15 @@ _TASKS: Final[Mapping[str, Callable[..., None]]] = {
 }
 
 
+def _end_with_who_started_us() -> None:
+    os.read(0, 1)  # comes back when the test's process has gone, however it went
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def main() -> None:
     """Do what stdin says."""
     order = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_who_started_us, daemon=True).start()
     site = SiteContext(
         site=order["site"], work_directory=Path(order["work_directory"]), environment=order["environment"]
     )
