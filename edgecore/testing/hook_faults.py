@@ -120,22 +120,24 @@ class HookFaults(HookTests):
         self, client: Client, fault: SubmitFault
     ) -> None:
         client.system.pause()
-        group = client.group()
-        with client.system.spoil_submit(fault):
-            try:
-                answers = client.relay.submit(group=group)
-            except SchedulerUnavailable:
-                answers = {}
-        assert {} == answers, "the outcome is not known"
-        found = client.relay.find(tags=[group.tag])
-        (native,) = client.system.jobs()
-        assert [native.batch_id] == [one.batch_id for one in found[group.tag]]
-        (reference,) = references_of(group)
-        client.relay.cancel(references=[evolve(reference, batch_id=native.batch_id)])
+        groups = [client.group(size) for size in sorted({1, min(3, client.relay.profile.max_group)})]
+        for group in groups:
+            with client.system.spoil_submit(fault):
+                try:
+                    answers = client.relay.submit(group=group)
+                except SchedulerUnavailable:
+                    answers = {}
+            assert {} == answers, "the outcome is not known"
+        found = client.relay.find(tags=[group.tag for group in groups])
+        ids = {one.index: one.batch_id for group in groups for one in found[group.tag]}
+        assert sorted(ids.values()) == sorted(job.batch_id for job in client.system.jobs())
+        references = [reference for group in groups for reference in references_of(group)]
+        assert {reference.index for reference in references} == set(ids)
+        client.relay.cancel(references=[evolve(each, batch_id=ids[each.index]) for each in references])
         client.system.resume()
-        client.submit()
+        (last,) = client.submit()
         client.wait_executions(1)
-        assert 0 == client.system.jobs()[0].executions
+        assert {last.batch_id} == {job.batch_id for job in client.system.jobs() if job.executions}
 
     @pytest.mark.parametrize(
         "kind",

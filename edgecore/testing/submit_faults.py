@@ -80,9 +80,25 @@ class SubmitFaults(SchedulingTests):
         bench.site.let_end("job")
         with bench.service():
             bench.wait("job", S.JOB_FINISHED)
-            attempt = 2 if point == "before submit" or point == "SUBMITTING committed" else 1
+            # An intent that nobody acted on is given up for a new attempt: an attempt is never submitted twice.
+            attempt = 2 if point in ("before submit", "SUBMITTING committed") else 1
             bench.end("job", S.JOB_FINISHED, attempt=attempt)
         assert 1 == len(bench.system.jobs())
+        bench.close_books({"job": 1})
+
+    @pytest.mark.fault(11)
+    def test_a_service_that_is_killed_again_while_it_looks_for_what_it_submitted_adopts_it(
+        self, make_bench: MakeBench
+    ) -> None:
+        bench = make_bench()
+        bench.submit("patient")
+        bench.site.die("after submit")
+        bench.site.die("looked for by tag")
+        bench.site.let_end("job")
+        with bench.service():
+            bench.wait("job", S.JOB_FINISHED)
+        bench.end("job", S.JOB_FINISHED)
+        assert [bench.batch_id()] == [job.batch_id for job in bench.system.jobs()]
         bench.close_books({"job": 1})
 
     @pytest.mark.fault(11)
