@@ -17,6 +17,7 @@ So an optional ``--seed`` is written ``--seed={seed}``, or with ``flag = "--seed
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -47,6 +48,8 @@ __all__ = [
     "parse_config_script_output",
     "read_application",
 ]
+
+log = logging.getLogger(__name__)
 
 _SHAPE: Final = ("nodes", "processes", "processes_per_node")
 _MOST_ARGUMENTS: Final = 10_000
@@ -366,12 +369,14 @@ class _Place:
     ) -> TypedValues:
         """Return the typed values of the file *name*; add what is wrong with it to *problems*."""
         source = name or f"{key} (the job names none)"
+        found = None
         try:
             found = None if name is None else find_configuration(name, self.data, self.directory)
             settings = {} if found is None else read_settings(found.content, source)
             values = typed_values(declared, settings, source=source)
         except DefinitionError as error:
-            for problem in error.problems:
+            theirs = found is None or found.path.is_relative_to(self.data)
+            for problem in error.problems if theirs else _concealed(error, declared):
                 problems.append(evolve(problem, path=": ".join(filter(None, (source, problem.path)))))
             return {}
         problems += self._strays(source, declared, values)
@@ -387,6 +392,20 @@ class _Place:
                 if not Path(os.path.realpath(self.data / str(path))).is_relative_to(root):
                     allowed = "a link leads out of the job's data directory"
                     yield Problem(f"{source}: {key}", serial.shorten(path), allowed)
+
+
+def _concealed(error: DefinitionError, declared: Collection[str]) -> Iterator[Problem]:
+    """Say what is wrong with a file of the application's directory, and nothing of what stands in it.
+
+    A sender may name any file there, also one that is no configuration file.
+    """
+    log.warning("a job names a file of its application's directory that cannot be used: %s", error)
+    known = [problem for problem in error.problems if problem.path.rpartition(", ")[2] in declared]
+    yield from (evolve(problem, found="") for problem in known)
+    if len(known) < len(error.problems):
+        yield Problem(
+            "", "", "is no configuration file for this application; the site's operator finds why in the log"
+        )
 
 
 def parse_config_script_output(output: bytes, name: str) -> tuple[str, ...]:
