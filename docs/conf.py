@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
 from pathlib import Path
 
@@ -22,7 +23,6 @@ html_title = f"edgecore {release}"
 html_copy_source = False
 
 myst_heading_anchors = 3
-myst_links_external_new_tab = False
 
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
@@ -33,11 +33,8 @@ nitpicky = True
 # What stands in the signatures of the public names and is described elsewhere, or by nobody here:
 # there is no inventory of other projects, since a build must not need a network.
 nitpick_ignore_regex = [
-    ("py:.*", r"(collections|concurrent|pathlib|typing|enum|threading|types|sqlite3)\..*"),
-    ("py:.*", r"(Mapping|Sequence|Iterable|Iterator|Callable|Path|Any|TracebackType|Future)"),
-    ("py:.*", r"(Text|Between)\b.*"),
-    ("py:.*", r"edgecore\.(clock|commands|config|drivers|models|relays|reader|rows|store)\..*"),
-    ("py:.*", r"(None|True|False|str|int|float|bool|bytes|dict|tuple|object|type|.*\bArgs\b.*)"),
+    ("py:.*", rf"({'|'.join(sys.stdlib_module_names)})\..*"),
+    ("py:.*", r"edgecore\.(clock|commands|config|drivers|relays|reader|rows|store)\..*"),
 ]
 # A program's output in a block of commands may look like a prompt.
 suppress_warnings = ["misc.highlighting_failure"]

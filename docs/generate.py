@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from docs.generators import cli, code, configuration, errors, hooks, messages, pictures, states
+from docs.generators import cli, code, configuration, errors, failures, hooks, messages, pictures, states
 
 __all__ = ["PARTS", "main", "refreshed", "stale"]
 
@@ -25,6 +25,7 @@ PARTS: Final[Mapping[str, Callable[[str], str]]] = {
     "configuration": configuration.page,
     "drivers": configuration.drivers,
     "errors": errors.page,
+    "failures": failures.page,
     "fields": messages.table,
     "hook": hooks.hook,
     "states": states.page,

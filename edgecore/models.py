@@ -412,7 +412,7 @@ class Job:
     due: int = 0
     """The next action is not before this time, microseconds UTC."""
     failed_state: JobState | None = None
-    """The *_FAILED state that ended the job, which says where a retry resumes."""
+    """The ``*_FAILED`` state that ended the job, which says where a retry resumes."""
     plan: Plan | None = None
 
     @property

@@ -10,12 +10,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Final
 from xml.etree import ElementTree
 
 import pytest
 from documentation import Block, Command, File, Follower, blocks, matches, steps
 
+import edgecore.testing
 from docs.generate import refreshed, stale
 from docs.generators.hooks import hooks_of
 from edgecore import serial
@@ -138,6 +140,12 @@ def test_every_hook_has_a_section_that_says_who_calls_it_and_when() -> None:
         assert f"<!-- generated: hook {name} -->" in section
         for word in ("Called", "By"):
             assert re.search(rf"^\*\*{word}:?\*\*", section, re.MULTILINE), f"{name}: say {word}"
+
+
+@pytest.mark.parametrize(("page", "module"), [("python", edgecore), ("testing", edgecore.testing)])
+def test_every_public_name_is_described(page: str, module: ModuleType) -> None:
+    text = (DOCS / "reference" / f"{page}.md").read_text(encoding="utf-8")
+    assert [] == [name for name in module.__all__ if f"{module.__name__}.{name}" not in text]
 
 
 @pytest.mark.parametrize("picture", sorted((DOCS / "pictures").glob("*.svg")), ids=named)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 import types
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from attrs import frozen
 
 from edgecore.models import Between, Text
 
-__all__ = ["Field", "cell", "documented", "fields_of", "markdown_table"]
+__all__ = ["Field", "cell", "documented", "fields_of", "markdown_table", "with_commands"]
 
 _PLAIN: Final[Mapping[object, str]] = {
     str: "text",
@@ -26,6 +27,11 @@ _PLAIN: Final[Mapping[object, str]] = {
     Path: "path",
     Any: "any value",
 }
+
+_COMMAND: Final = re.compile(
+    r"edgecore (?:apps (?:add|list|show)|[a-z]+)(?: (?:[A-Z]+(?:\.toml)?|--[a-z-]+)\b)*|\[+[a-z]+\]+(?: [a-z]+_[a-z_]+)?"
+)
+"""A command as it is typed, or a table of a site's file with its key."""
 
 
 @frozen
@@ -130,6 +136,11 @@ def _default(field: attrs.Attribute[Any]) -> str:
 def cell(text: str) -> str:
     """Return text fit for a cell of a table; RST's double backticks become Markdown's."""
     return " ".join(text.split()).replace("``", "`").replace("|", r"\|")
+
+
+def with_commands(words: str) -> str:
+    """Return advice with its commands and tables of a site's file marked as such."""
+    return _COMMAND.sub(r"`\g<0>`", words)
 
 
 def markdown_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from docs.generators.fields import documented, markdown_table
+from docs.generators.fields import documented, markdown_table, with_commands
 from edgecore.cli.advice import NEXT
 from edgecore.models import JobState
 from edgecore.states import MOVES, RESUMES_AT
@@ -13,7 +13,7 @@ __all__ = ["page"]
 def page(_: str) -> str:
     """Write a table of the states, and one of the moves."""
     meanings = documented(JobState)
-    states = [(f"`{each}`", meanings[each], _placed(NEXT[each].format(id="ID"))) for each in JobState]
+    states = [(f"`{each}`", meanings[each], with_commands(NEXT[each].format(id="ID"))) for each in JobState]
     moves = [
         (
             f"`{each}`",
@@ -29,13 +29,6 @@ def page(_: str) -> str:
             markdown_table(("state", "may be followed by", "a retry resumes at"), moves),
         ]
     )
-
-
-def _placed(words: str) -> str:
-    """Return what to do with its commands marked as such."""
-    for command in ("cancel", "release", "retry"):
-        words = words.replace(f"edgecore {command} ID", f"`edgecore {command} ID`")
-    return words
 
 
 def _resumed(state: JobState) -> str:
