@@ -48,6 +48,7 @@ def test_a_workflow_cannot_name_the_routing_key_of_others(key: str) -> None:
         serial.structure(WorkflowDefinition, document, source="x", error=DefinitionError)
 
 
+@pytest.mark.slow
 def test_an_answer_goes_to_no_key_of_others(edge: Edge) -> None:
     edge.broker.answers = True
     edge.start()
@@ -62,6 +63,7 @@ def test_an_answer_goes_to_no_key_of_others(edge: Edge) -> None:
     assert [1] == [1 for message in edge.broker.offered if message.key == "status.me"]
 
 
+@pytest.mark.slow
 def test_a_name_that_no_text_can_hold_does_not_come_for_ever(edge: Edge) -> None:
     """Nor does it keep others from being taken, nor are two such names one."""
     edge.start()
