@@ -144,6 +144,7 @@ class MessagingContract(MessagingBreaks, MessagingBase):
         assert (b"", "empty", None) == (other.body, other.message_id, other.reply_to)
         assert (post.queue, False, "") == (one.queue, one.redelivered, one.reason)
 
+    @pytest.mark.slow
     def test_a_message_of_16_megabytes_arrives(self, post: Post) -> None:
         """RabbitMQ's own limit is 16 MiB as it comes; ours for definitions is far below."""
         relay = post.connect()

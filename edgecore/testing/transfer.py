@@ -171,7 +171,7 @@ class TransferContract(TransferBreaks, TransferBase):
         self, way: str, peer: Peer, relay: TransferRelay, source: Path
     ) -> None:
         """Nothing that is right is moved again, or replaced."""
-        planted_tree(source, links=False)
+        planted_tree(source, links=False, large_bytes=10)
         errand = self.errand(way, peer, source).prepare()
         first = errand.go(relay)
         before = {path: path.lstat().st_ino for path in errand.target.rglob("*")}
@@ -185,7 +185,7 @@ class TransferContract(TransferBreaks, TransferBase):
         self, wrong: str, way: str, peer: Peer, relay: TransferRelay, source: Path, tmp_path: Path
     ) -> None:
         """Whoever compares more than sizes must not be misled by the right time."""
-        planted_tree(source, links=False)
+        planted_tree(source, links=False, large_bytes=10)
         errand = self.errand(way, peer, source).prepare()
         report = errand.go(relay)
         changed_ns = (source / "a").stat().st_mtime_ns if report.verified != "size" else 10**18
@@ -202,7 +202,7 @@ class TransferContract(TransferBreaks, TransferBase):
         self, peer: Peer, site: SiteContext, source: Path
     ) -> None:
         """Nothing is kept in memory: after a restart all is skipped that is right."""
-        planted_tree(source, links=False)
+        planted_tree(source, links=False, large_bytes=10)
         errand = self.errand("deliver", peer, source)
         for skipped in (0, 4):
             relay = self.opened(peer, site)
@@ -228,7 +228,7 @@ class TransferContract(TransferBreaks, TransferBase):
     ) -> None:
         """Permissions do not come by waiting."""
         self.need("take_permission")
-        planted_tree(source, links=False)
+        planted_tree(source, links=False, large_bytes=10)
         peer.plant(source, "closed")
         with peer.take_permission("closed"):
             with pytest.raises(TransferRefused):
@@ -256,7 +256,7 @@ class TransferContract(TransferBreaks, TransferBase):
         self, way: str, peer: Peer, relay: TransferRelay, source: Path, tmp_path: Path
     ) -> None:
         """Nothing that stands there is removed for it."""
-        planted_tree(source, links=False)
+        planted_tree(source, links=False, large_bytes=10)
         errand = self.errand(way, peer, source).prepare()
         errand.put("sub", b"kept", 10**18, tmp_path / "workshop")
         with pytest.raises(TransferRefused):
@@ -265,7 +265,7 @@ class TransferContract(TransferBreaks, TransferBase):
 
     def test_what_is_no_file_is_refused(self, peer: Peer, relay: TransferRelay, source: Path) -> None:
         """A FIFO must not be waited for."""
-        planted_tree(source, links=False)
+        planted_tree(source, links=False, large_bytes=10)
         os.mkfifo(source / "sub" / "fifo")
         with pytest.raises(TransferRefused, match="fifo"):
             relay.deliver(directory=source, url=peer.url_of("t"), progress=CheckedProgress())
