@@ -14,8 +14,9 @@ from attrs import define, field, frozen
 
 from edgecore.clock import Clock
 from edgecore.errors import EdgeError
+from edgecore.trouble import of_host
 
-__all__ = ["AlarmListener", "Alarms", "Silence"]
+__all__ = ["AlarmListener", "Alarms", "HostTrouble", "Silence"]
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,26 @@ class Alarms:
             self._raised.discard(subject)
         log.warning("alarm cleared: %s: %s", subject, message, extra={"alarm": subject})
         self._listener.alarm_cleared(subject=subject, message=message)
+
+
+@frozen(eq=False)
+class HostTrouble:
+    """Alarm people of what this host cannot do, at once, and say when all work is done again."""
+
+    _alarms: Alarms
+    _troubled: set[str] = field(init=False, factory=set)
+
+    def worked(self, what: str, error: BaseException | None) -> bool:
+        """Note how some work, known as *what*, has ended; tell whether the host was to blame."""
+        words = of_host(error)
+        if words:
+            self._troubled.add(what)
+            self._alarms.raise_once("host", words)
+        elif error is None and what in self._troubled:
+            self._troubled.discard(what)
+            if not self._troubled:
+                self._alarms.clear("host", "it does its work again")
+        return bool(words)
 
 
 @define(eq=False, kw_only=True)

@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from attrs import define, field
 
@@ -43,6 +43,7 @@ __all__ = ["Actions"]
 
 log = logging.getLogger(__name__)
 S = JobState
+T = TypeVar("T")
 
 LANES: Final = ("staging", "processing", "submitting", "observing")
 _NOTE_EVERY_S: Final = 5.0
@@ -60,6 +61,8 @@ class Actions:
     """Prefix -> the driver that is configured for it."""
     catalogue: Callable[[str], Application | None]
     clock: Clock = field(factory=Clock)
+    check_place: Callable[[], None] = lambda: None
+    """Raises OSError where the work directory cannot be used at present; asked before every action."""
     engine: Engine = field(init=False)
     """Set by who makes the engine from our graph."""
     _place: Workplace = field(init=False)
@@ -87,7 +90,7 @@ class Actions:
                 ),
                 S.PREPROCESSED: Step(
                     lane="submitting",
-                    action=submitting.submit,
+                    action=self._in_place(submitting.submit),
                     failed=S.SUBMIT_FAILED,
                     alike=alike,
                     largest=profile.max_group,
@@ -120,7 +123,7 @@ class Actions:
             },
             watch=Watch(
                 states=AT_BATCH_SYSTEM | {S.SUBMITTING},
-                look=watching.look,
+                look=self._in_place(watching.look),
                 interval_s=self.config.timing.poll_interval_s or profile.poll_interval_s,
             ),
             cancelled=self._cancelled,
@@ -156,7 +159,16 @@ class Actions:
         return dict(zip(LANES, threads, strict=True))
 
     def _each(self, action: Callable[[Job], Outcome]) -> Callable[[Sequence[Job]], Mapping[int, Outcome]]:
-        return lambda jobs: {job.id: action(job) for job in jobs}
+        return self._in_place(lambda jobs: {job.id: action(job) for job in jobs})
+
+    def _in_place(self, action: Callable[[Sequence[Job]], T]) -> Callable[[Sequence[Job]], T]:
+        """Let an action begin only where the work directory is what it was."""
+
+        def checked(jobs: Sequence[Job]) -> T:
+            self.check_place()
+            return action(jobs)
+
+        return checked
 
     def _patience(self, job: Job) -> Patience:
         timing = self.config.timing
@@ -349,7 +361,7 @@ class Actions:
         result = commands.run(
             [program, str(description), *files],
             timeout_s=application.script_timeout_s,
-            environment={**self.config.context.environment, **self._place.environment(job)},
+            environment=self._place.program_environment(job),
             directory=data,
             unwanted=lambda: self.engine.unwanted(job.id),
         )

@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol
 
 from attrs import Factory, define, evolve, field, frozen
 
-from edgecore.alarms import AlarmListener, Alarms, Silence
+from edgecore.alarms import AlarmListener, Alarms, HostTrouble, Silence
 from edgecore.backoff import Backoff
 from edgecore.clock import Clock
 from edgecore.errors import ActionStopped, EdgeError, SchedulerUnavailable, StoreError, Unavailable, Veto
@@ -33,6 +33,7 @@ from edgecore.loop import Loop
 from edgecore.models import Intent, Job, JobState
 from edgecore.states import SETTLED, is_legal
 from edgecore.store import Change, Store
+from edgecore.trouble import of_host
 
 __all__ = ["Engine", "Listener"]
 
@@ -58,6 +59,8 @@ _SOON_S: Final = 0.2
 _ALL: Final = 1_000_000_000
 """More jobs than there can be: one look serves all that wait for one."""
 _STORE: Final = "store"
+_HOST_TRIES: Final = 4
+"""What no job is to blame for is tried again as if for so-manieth time, ever again."""
 _MISTAKE: Final = "a mistake in edgecore, please report it"
 
 
@@ -94,6 +97,9 @@ class Engine:
     )
     _silence: Silence = field(init=False)
     """Of the batch system."""
+    _host: HostTrouble = field(
+        init=False, default=Factory(lambda self: HostTrouble(self.alarms), takes_self=True)
+    )
 
     @_silence.default
     def _make_silence(self) -> Silence:
@@ -354,7 +360,8 @@ class Engine:
     ) -> None:
         step, ids = tasks[0].step, [task.job.id for task in tasks]
         self._running[step.lane].done(tasks)
-        if isinstance(step, Watch):
+        host_to_blame = self._host.worked(step.lane, error)
+        if isinstance(step, Watch) and not host_to_blame:
             self._silence.failed(error) if error else self._silence.answered()
         elif isinstance(error, EdgeError | OSError):
             log.warning("%s of jobs %s: %s", step.lane, ids, error, extra={"jobs": ids})
@@ -385,11 +392,16 @@ class Engine:
         if error is None:
             return Postponed("stopped on the way")
         passing = isinstance(error, Unavailable | StoreError) or not isinstance(error, EdgeError)
-        reason = str(error) if isinstance(error, EdgeError | OSError) else f"internal error: {error!r}"
+        reason = of_host(error) or str(error)
+        if not isinstance(error, EdgeError | OSError):
+            reason = f"internal error: {error!r}"
         if not passing:
             return self.graph.give_up(job, step.failed, reason)
-        not_its_fault = isinstance(error, SchedulerUnavailable | StoreError)
-        if job.failures + 1 >= self.backoff.tries and not not_its_fault:
+        if of_host(error) or isinstance(
+            error, SchedulerUnavailable | StoreError
+        ):  # not its fault: not counted
+            return Postponed(reason, self.clock.now() + round(self.backoff.after(_HOST_TRIES) * 1e6))
+        if job.failures + 1 >= self.backoff.tries:
             return self.graph.give_up(job, step.failed, f"gave up after {job.failures + 1} tries: {reason}")
         return Postponed(reason)
 

@@ -5,11 +5,18 @@ Only the standard library is imported here: what watches over jobs must start fa
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
+import signal
+import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Final
 
-__all__ = ["process_start", "process_stat", "user_name"]
+__all__ = ["carrying", "end_all", "process_start", "process_stat", "user_name"]
+
+_ENDING_S: Final = 5.0
 
 
 def process_start(pid: int) -> int | None:
@@ -25,6 +32,35 @@ def process_stat(pid: int) -> list[bytes] | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return content.rpartition(b")")[2].split()
+
+
+def carrying(marks: Collection[bytes]) -> Iterator[int]:
+    """Yield each process of this account that was started with all *marks*, such as ``NAME=value``, in its environment."""
+    us = os.geteuid()
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        with contextlib.suppress(OSError):  # it has ended, or is not ours to see
+            if os.stat(f"/proc/{name}").st_uid != us:
+                continue
+            environment = Path(f"/proc/{name}/environ").read_bytes().split(b"\0")
+            if all(mark in environment for mark in marks):
+                yield int(name)
+
+
+def end_all(marks: Collection[bytes]) -> int:
+    """Kill what carries *marks*, and what that starts meanwhile; tell how many there were."""
+    ended: set[int] = set()
+    deadline = time.monotonic() + _ENDING_S
+    while (found := [pid for pid in carrying(marks) if process_start(pid) is not None]) and (
+        time.monotonic() < deadline
+    ):
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+            ended.add(pid)
+        time.sleep(0.01)  # for the kernel to end them
+    return len(ended)
 
 
 def user_name() -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
+from typing import Final
 
 from attrs import define, evolve, field, frozen
 
@@ -32,13 +34,16 @@ from edgecore.drivers import (
 )
 from edgecore.engine import Engine
 from edgecore.errors import BrokerUnavailable, SchedulerUnavailable
+from edgecore.grounds import take_grounds
 from edgecore.intake import Intake
 from edgecore.metrics import Metrics, open_metrics
 from edgecore.models import Application, Job, Queue, Topology
 from edgecore.outbox import Outbox
+from edgecore.processes import end_all
 from edgecore.reader import Reader
 from edgecore.store import Route, Store
 from edgecore.telling import AlarmBook, AlarmCommand, open_alarm_command
+from edgecore.workplace import programs_of
 
 __all__ = ["Balsam", "open_broker", "run_site", "topology"]
 
@@ -138,7 +143,8 @@ class Balsam:
         """
         config = self.config
         with ExitStack() as stack:
-            config.work_directory.mkdir(parents=True, exist_ok=True)
+            grounds = take_grounds(config)
+            stack.callback(grounds.close)
             messaging = config.messaging
             metrics = open_metrics(config, self.clock)
             store = Store(
@@ -150,6 +156,7 @@ class Balsam:
                 committed=metrics.committed if metrics else lambda operations: None,
             )
             stack.callback(store.close)
+            self._end_left_over()
             told = (metrics, open_alarm_command(config, self.clock))
             tellers = [teller for teller in told if teller is not None]
             plugins = (
@@ -177,8 +184,17 @@ class Balsam:
                 transfers=transfers,
                 catalogue=catalogue.application,
                 clock=self.clock,
+                check_place=grounds.check,
             )
             self._work(stack, _Parts(store, actions, listeners, broker, catalogue, tellers), started)
+
+    def _end_left_over(self) -> None:
+        """End programs that a service which was killed has left running: they will be run again, never twice at once."""
+        ended = end_all(programs_of(self.config.store))
+        if ended:
+            log.warning(
+                "%d processes of a former service's programs were still there and have been ended", ended
+            )
 
     def _work(self, stack: ExitStack, parts: _Parts, started: Callable[[], None]) -> None:
         config = self.config
@@ -288,13 +304,25 @@ def _looked_at_anew(job: Job) -> Job:
     return job if job.attempt is None else evolve(job, attempt=evolve(job.attempt, missed=None))
 
 
+_STOPS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def _mend_umask() -> None:
+    """See to it that we can use what we make, and that not everybody can write it."""
+    found = os.umask(0o077)
+    mended = found & ~0o700 | 0o002
+    os.umask(mended)
+    if mended != found:
+        log.warning("the umask was %04o, and is %04o for this service and its jobs", found, mended)
+
+
 def run_site(
     site: SiteConfig | Path | str,
     *,
     plugins: Sequence[object] = (),
     started: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run a site's Balsam in this process until SIGTERM or SIGINT, then drain and return.
+    """Run a site's Balsam in this process until SIGTERM, SIGINT or SIGHUP, then drain and return.
 
     A second signal ends the process at once; nothing is lost by that, only done again. Call it on the main thread.
     """
@@ -303,11 +331,14 @@ def run_site(
 
     def on_signal(number: int, _: FrameType | None) -> None:
         log.warning("%s: finishing what was begun; once more to stop at once", signal.Signals(number).name)
-        for each in (signal.SIGTERM, signal.SIGINT):
+        for each in heard:
             signal.signal(each, signal.SIG_DFL)
         balsam.stop()
 
-    former = [(number, signal.signal(number, on_signal)) for number in (signal.SIGTERM, signal.SIGINT)]
+    # Who started us under nohup does not want us to end with the terminal.
+    heard = [each for each in _STOPS if signal.getsignal(each) is not signal.SIG_IGN]
+    former = [(number, signal.signal(number, on_signal)) for number in heard]
+    _mend_umask()
     try:
         balsam.run(started)
     finally:

@@ -22,6 +22,7 @@ from attrs import field, frozen
 
 from edgecore import rows, serial, store_file
 from edgecore.clock import Clock, iso
+from edgecore.errors import StoreError
 from edgecore.models import Intent, Job, StatusMessage, printable
 from edgecore.rows import Rejection, TransferRecord
 
@@ -114,12 +115,15 @@ class Store:
         self._lock = store_file.lock(path)
         try:
             self._connection = store_file.open_for_writing(path, mode)
+            store_file.check_sound(self._connection, path)
             with store_file.usable(self._connection, path):
                 row = self._connection.execute("SELECT max(id) FROM jobs").fetchone()
         except BaseException:
             os.close(self._lock)
             raise
         self._last_id: int = row[0] or 0
+        self._damage: StoreError | None = None
+        """Why nothing more is written: what was found damaged once is not trusted again."""
         self._id_lock = threading.Lock()
         self._waiting: queue.SimpleQueue[list[_Item] | None] = queue.SimpleQueue()
         self._gathering = threading.local()
@@ -335,6 +339,10 @@ class Store:
         """Commit all in one transaction; where that fails, each in one of its own."""
         if not items:
             return
+        if self._damage is not None:
+            for _, future in items:
+                future.set_exception(self._damage)
+            return
         try:
             with store_file.transaction(self._connection):
                 results = [operation(self._connection) for operation, _ in items]
@@ -343,7 +351,10 @@ class Store:
                 for item in items:
                     self._write_together([item])
                 return
-            items[0][1].set_exception(store_file.explained(error, self.path))
+            said = store_file.explained(error, self.path)
+            if isinstance(said, StoreError) and store_file.is_damage(error):
+                self._damage = said
+            items[0][1].set_exception(said)
             return
         self._committed(len(items))
         for (_, future), result in zip(items, results, strict=True):

@@ -7,37 +7,42 @@ hears of requests.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import logging
 import os
-import socket
 import sqlite3
-import time
+import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from edgecore import migrations
+from edgecore import locks, migrations
 from edgecore.directories import NETWORK_FILE_SYSTEMS, file_system_of
 from edgecore.errors import StoreError, StoreLocked, StoreUnusable
 
 __all__ = [
     "OLDEST_SQLITE",
     "check_place",
+    "check_sound",
     "connect",
     "explained",
     "holder",
+    "is_damage",
     "is_running",
     "lock",
     "open_for_writing",
+    "quick_check",
     "transaction",
     "usable",
     "wake_directory",
 ]
 
+log = logging.getLogger(__name__)
+
 OLDEST_SQLITE: Final = (3, 34, 0)
 _BUSY_S: Final = 30.0
-_LOOKS: Final = 5
-_LOOK_S: Final = 0.02
+_CHECK_S: Final = 10.0
+_AGAIN_S: Final = 0.01
 
 
 def wake_directory(store: Path) -> Path:
@@ -69,56 +74,21 @@ def lock(path: Path) -> int:
     """Take a store for this process until the answered descriptor is closed. Raises StoreLocked, StoreUnusable."""
     file = _lock_file(path)
     try:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return locks.hold(file, locks.this_process())
+    except locks.Taken as taken:
+        raise StoreLocked(f"{path} belongs to a running service ({taken.note}); stop it first") from None
     except OSError as error:
         raise StoreUnusable(f"{file}: {error.strerror}; the service must be able to write there") from error
-    try:
-        _take_lock(descriptor)
-    except BlockingIOError:
-        holder = os.read(descriptor, 200).decode(errors="replace").strip()
-        os.close(descriptor)
-        raise StoreLocked(
-            f"{path} belongs to a running service ({holder or 'unknown'}); stop it first"
-        ) from None
-    with contextlib.suppress(OSError):  # on a full disk the lock counts, only its holder's name is missing
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
-    return descriptor
-
-
-def _take_lock(descriptor: int) -> None:
-    """Take the lock, or raise BlockingIOError when it stays taken: `is_running` holds it for a moment."""
-    for _ in range(_LOOKS - 1):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(_LOOK_S)
-        else:
-            return
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def is_running(store: Path) -> bool:
     """Tell whether a service of this machine owns the store at this moment."""
-    try:
-        descriptor = os.open(_lock_file(store), os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # no service was ever here, or it is not ours to see
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    return locks.is_held(_lock_file(store))
 
 
 def holder(store: Path) -> str:
     """Return what the last service that locked a store wrote about itself; empty where nothing can be read."""
-    try:
-        return _lock_file(store).read_bytes()[:200].decode(errors="replace").strip()
-    except OSError:
-        return ""
+    return locks.note_in(_lock_file(store))
 
 
 def _lock_file(store: Path) -> Path:
@@ -129,8 +99,8 @@ def _lock_file(store: Path) -> Path:
 
 
 def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
-    """Open a connection for any one thread at a time; raises StoreUnusable."""
-    mode = "ro" if read_only else "rwc"
+    """Open a connection to a file that is there, for any one thread at a time; raises StoreUnusable."""
+    mode = "ro" if read_only else "rw"
     try:
         connection = sqlite3.connect(
             f"{path.absolute().as_uri()}?mode={mode}",
@@ -149,6 +119,18 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
 
 def open_for_writing(path: Path, mode: str) -> sqlite3.Connection:
     """Open a connection to a store of the present version, durable at each commit; raises StoreUnusable."""
+    try:
+        if not path.exists():
+            _make(path)
+        if path.is_file() and path.stat().st_size == 0:
+            raise StoreUnusable(
+                f"{path} is empty, which a store never is: something has cut it off; restore it from a backup, "
+                "or remove it to begin with an empty store"
+            )
+    except OSError as error:
+        raise StoreUnusable(
+            f"{path}: cannot make the store: {error.strerror}; does its directory exist, may we write there?"
+        ) from error
     connection = connect(path)
     with usable(connection, path):
         found = migrations.version(connection)
@@ -162,6 +144,68 @@ def open_for_writing(path: Path, mode: str) -> sqlite3.Connection:
     return connection
 
 
+def _make(path: Path) -> None:
+    """Make a store complete under another name, so that half of one is never taken for one; raises OSError.
+
+    Nobody else may read it: definitions are their senders' business, and who writes it gives orders.
+    """
+    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    os.close(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    try:
+        connection = connect(fresh)
+        with usable(connection, path):
+            connection.execute("PRAGMA synchronous = FULL")
+            migrations.migrate(connection)
+        connection.close()
+        with contextlib.suppress(FileExistsError):  # another process was first: then its file counts
+            os.link(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def check_sound(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise StoreUnusable where SQLite finds damage; what takes too long to look at is only logged."""
+    with usable(connection, path):
+        try:
+            said = quick_check(connection, _CHECK_S)
+        except TimeoutError:
+            words = "%s was not checked to its end within %.0f s; `edgecore doctor` takes its time"
+            log.warning(words, path, _CHECK_S)
+            return
+    if said != "ok":
+        connection.close()
+        raise StoreUnusable(f"{path} is damaged: {said}; {_repair(path)}")
+
+
+def quick_check(connection: sqlite3.Connection, limit_s: float) -> str:
+    """Return what SQLite finds in the file, ``ok`` or what is wrong. Raises TimeoutError and sqlite3.Error."""
+    done = threading.Event()
+    end = threading.Thread(target=_interrupt, args=(connection, limit_s, done), daemon=True)
+    end.start()
+    try:
+        return "; ".join(" ".join(str(row[0]).split()) for row in connection.execute("PRAGMA quick_check(5)"))
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+            raise TimeoutError from error
+        raise
+    finally:
+        done.set()
+        end.join()
+
+
+def _interrupt(connection: sqlite3.Connection, limit_s: float, done: threading.Event) -> None:
+    """End what the connection does when the time is up; again, since SQLite forgets one that came early."""
+    wait_s = limit_s
+    while not done.wait(wait_s):
+        connection.interrupt()
+        wait_s = _AGAIN_S
+
+
 @contextlib.contextmanager
 def usable(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
     """Close a connection that cannot be used, and say why."""
@@ -169,9 +213,7 @@ def usable(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         connection.close()
-        raise StoreUnusable(
-            f"{path}: {error}; restore it from a backup, or start with an empty store"
-        ) from error
+        raise StoreUnusable(f"{path}: {error}; {_advice(error, path)}") from error
     except BaseException:
         connection.close()
         raise
@@ -194,6 +236,45 @@ def explained(error: Exception, path: Path) -> Exception:
     """Return what to raise in place of *error*, which came up in a transaction: StoreError where SQLite failed."""
     if not isinstance(error, sqlite3.Error):
         return error
-    said = StoreError(f"{path}: could not write to the store: {error}; is the disk full or read-only?")
+    said = StoreError(f"{path}: could not write to the store: {error}; {_advice(error, path)}")
     said.__cause__ = error
     return said
+
+
+def is_damage(error: BaseException | None) -> bool:
+    """Tell whether SQLite says that the content of the file cannot be trusted."""
+    return isinstance(error, sqlite3.Error) and _code(error) in (
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+    )
+
+
+def _advice(error: sqlite3.Error, path: Path) -> str:
+    """Say what a person can do about what SQLite says."""
+    if is_damage(error):
+        return _repair(path)
+    return _ADVICE.get(_code(error), "see the documentation of SQLite").format(path=path, place=path.parent)
+
+
+def _code(error: sqlite3.Error) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def _repair(path: Path) -> str:
+    return (
+        f"restore it from a backup, or save a copy and rebuild it: sqlite3 {path} .recover | sqlite3 NEW; nothing "
+        "is started before"
+    )
+
+
+_ADVICE: Final = {
+    sqlite3.SQLITE_FULL: "the disk of {place} is full: make room there, and it goes on by itself",
+    sqlite3.SQLITE_IOERR: "the disk of {place} does not work, is full or over quota: see the system's log",
+    sqlite3.SQLITE_READONLY: "this account must be able to write the file and {place}: look at their permissions "
+    "and whether the disk is mounted read-only",
+    sqlite3.SQLITE_CANTOPEN: "see that {place} is there, that this account may write it, and that it may open more "
+    "files (ulimit -n)",
+    sqlite3.SQLITE_BUSY: "another process keeps it locked: fuser {path} names it",
+    sqlite3.SQLITE_CONSTRAINT: "this is a mistake in edgecore, please report it",
+}
+"""What SQLite says -> what to do; see https://www.sqlite.org/rescode.html."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 from attrs import frozen
 
@@ -14,7 +16,14 @@ from edgecore.config import SiteConfig
 from edgecore.errors import ActionFailed
 from edgecore.models import Application, Job
 
-__all__ = ["Workplace"]
+__all__ = ["Workplace", "programs_of"]
+
+_PROGRAM_OF: Final = "EDGECORE_PROGRAM_OF"
+
+
+def programs_of(store: Path) -> tuple[bytes]:
+    """Return by what in their environment operators' programs are known that a service with this store has started."""
+    return (os.fsencode(f"{_PROGRAM_OF}={store}"),)
 
 
 @frozen(kw_only=True)
@@ -60,6 +69,11 @@ class Workplace:
             "EDGECORE_NODES": str(job.definition.num_nodes),
             "EDGECORE_PROCESSES_PER_NODE": str(job.definition.processes_per_node),
         }
+
+    def program_environment(self, job: Job) -> Mapping[str, str]:
+        """Return the whole environment of an operator's program."""
+        mark = {_PROGRAM_OF: str(self.config.store)}
+        return {**self.config.context.environment, **self.environment(job), **mark}
 
     def check_in_time(self, job: Job) -> None:
         """Raise ActionFailed when it is too late for the job."""

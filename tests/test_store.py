@@ -436,8 +436,8 @@ def test_a_store_that_a_service_owns_is_refused_naming_the_service_and_free_afte
     holder.stdout.readline()
     try:
         assert is_running(path)
-        words = f"belongs to a running service (pid {holder.pid} on {os.uname().nodename}); stop it first"
-        with pytest.raises(StoreLocked, match=re.escape(words)):
+        words = f"belongs to a running service (pid {holder.pid} on {os.uname().nodename} since "
+        with pytest.raises(StoreLocked, match=rf"{re.escape(words)}[0-9T:-]{{19}}Z\); stop it first"):
             Store(path, site="testsite")
     finally:
         holder.kill()
@@ -495,7 +495,7 @@ def test_a_damaged_page_is_an_error_in_words_for_the_one_who_asked(path: Path) -
         file.seek((root - 1) * size)
         file.write(b"\xff" * size)
 
-    with pytest.raises(StoreUnusable, match="malformed; restore it from a backup"):
+    with pytest.raises(StoreUnusable, match=r"is damaged: .*; restore it from a backup"):
         Store(path, site="testsite")
     assert not is_running(path)
     with Reader(path) as reader, pytest.raises(StoreUnusable, match="malformed"):

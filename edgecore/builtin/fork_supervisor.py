@@ -40,7 +40,7 @@ from edgecore.builtin.fork_spool import (
     log,
     transaction,
 )
-from edgecore.processes import process_start, process_stat
+from edgecore.processes import carrying, process_start, process_stat
 from edgecore.wakeup import Bell
 
 __all__ = ["main"]
@@ -83,16 +83,11 @@ def _kill_marked(leader: int, marks: tuple[bytes, ...]) -> None:
 
     The number of the group alone proves nothing once its leader was reaped by somebody else.
     """
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        stat = process_stat(int(name))
-        if stat is None or int(stat[2]) != leader:
-            continue
-        with contextlib.suppress(OSError):
-            environment = Path(f"/proc/{name}/environ").read_bytes().split(b"\0")
-            if all(mark in environment for mark in marks):
-                os.kill(int(name), signal.SIGKILL)
+    for pid in carrying(marks):
+        stat = process_stat(pid)
+        if stat is not None and int(stat[2]) == leader:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
 
 
 class _End(NamedTuple):

@@ -151,6 +151,8 @@ class QueueFile:
 def _create(path: Path) -> None:
     """Make the file complete under another name, so that nobody ever opens half of it."""
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    # Who writes it gives orders: an operator opens it to others on purpose, not a umask by accident.
+    os.close(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
     try:
         connection = sqlite3.connect(fresh, isolation_level=None)
         try:

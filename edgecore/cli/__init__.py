@@ -98,6 +98,11 @@ class _Commands(click.Group):
         except EdgeError as error:
             correct = isinstance(error, ConfigurationError | DefinitionError)
             raise (_ToBeCorrected if correct else _Failure)(error) from error
+        except KeyboardInterrupt:
+            from edgecore.cli.following import EXIT_INTERRUPTED
+
+            click.echo("interrupted", err=True)
+            ctx.exit(EXIT_INTERRUPTED)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

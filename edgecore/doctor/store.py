@@ -7,7 +7,6 @@ import os
 import re
 import sqlite3
 import stat
-import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -22,12 +21,11 @@ from edgecore.doctor.checks import Check
 from edgecore.errors import StoreError
 from edgecore.models import Finding, Level
 from edgecore.reader import Reader
-from edgecore.store_file import connect, holder, is_running
+from edgecore.store_file import connect, holder, is_running, quick_check
 
 __all__ = ["store_checks"]
 
 _QUICK_CHECK_S: Final = 60.0
-_AGAIN_S: Final = 0.01
 _AHEAD_US: Final = 60_000_000
 _RESTORE: Final = (
     "stop the service, save a copy, and restore the store from a backup or with 'sqlite3 FILE .recover'"
@@ -173,23 +171,4 @@ def _integrity(config: SiteConfig, limit_s: float) -> Iterator[Finding]:
 def _quick_check(path: Path, limit_s: float) -> str:
     """Return what SQLite says, ``ok`` or what is wrong. Raises TimeoutError, StoreError and sqlite3.Error."""
     with contextlib.closing(connect(path, read_only=True)) as connection:
-        done = threading.Event()
-        end = threading.Thread(target=_interrupt, args=(connection, limit_s, done), daemon=True)
-        end.start()
-        try:
-            return "; ".join(str(row[0]) for row in connection.execute("PRAGMA quick_check(5)"))
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
-                raise TimeoutError from error
-            raise
-        finally:
-            done.set()
-            end.join()
-
-
-def _interrupt(connection: sqlite3.Connection, limit_s: float, done: threading.Event) -> None:
-    """End what the connection does when the time is up; again, since SQLite forgets one that came early."""
-    wait_s = limit_s
-    while not done.wait(wait_s):
-        connection.interrupt()
-        wait_s = _AGAIN_S
+        return quick_check(connection, limit_s)

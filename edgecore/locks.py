@@ -1,0 +1,87 @@
+"""Hold a file for one process at a time, with a note in it for people: who holds it, and since when.
+
+The kernel drops the lock when the process ends, however it ends; the note stays and proves nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+from edgecore.clock import Clock, iso
+
+__all__ = ["Taken", "hold", "is_held", "note_in", "this_process"]
+
+_LOOKS: Final = 5
+_LOOK_S: Final = 0.02
+_LONGEST_NOTE: Final = 1_000
+
+
+class Taken(Exception):
+    """Another process holds the file; `note` is what it wrote there."""
+
+    def __init__(self, note: str) -> None:
+        self.note = note or "unknown"
+        super().__init__(self.note)
+
+
+def this_process() -> str:
+    """Return who this process is, for a note: its number, its host, the time."""
+    return f"pid {os.getpid()} on {os.uname().nodename} since {iso(Clock().now())[:19]}Z"
+
+
+def hold(file: Path, note: str) -> int:
+    """Take *file*, made where it is not there, until the answered descriptor is closed. Raises Taken, OSError."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _take(descriptor)
+    except BlockingIOError:
+        found = os.read(descriptor, _LONGEST_NOTE).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise Taken(found) from None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    with contextlib.suppress(OSError):  # on a full disk the lock counts, only its holder's name is missing
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{note}\n".encode())
+    return descriptor
+
+
+def _take(descriptor: int) -> None:
+    """Take the lock, or raise BlockingIOError when it stays taken: `is_held` has it for a moment."""
+    for _ in range(_LOOKS - 1):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOOK_S)
+        else:
+            return
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_held(file: Path) -> bool:
+    """Tell whether a process of this machine holds *file* at this moment."""
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:  # nobody ever held it, or it is not ours to see
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def note_in(file: Path) -> str:
+    """Return what the last holder of *file* wrote about itself; empty where nothing can be read."""
+    try:
+        return file.read_bytes()[:_LONGEST_NOTE].decode(errors="replace").strip()
+    except OSError:
+        return ""
