@@ -118,10 +118,17 @@ def test_a_built_in_driver_uses_what_any_driver_may(module: str) -> None:
     assert set() == {name for name in ours(module) if not name.startswith("builtin.")} - FOR_DRIVERS
 
 
-@pytest.mark.parametrize("module", ["builtin.fork_supervisor", "builtin.fork_spool", "wakeup", "processes"])
-def test_the_supervisor_of_jobs_needs_the_standard_library_alone(module: str) -> None:
+COMMANDS: Final = {name for name in MODULES if name.startswith("testing.fake.")} - {"testing.fake.system"}
+"""What every command of a fake batch system imports; it must start fast."""
+ALONE: Final = {"builtin.fork_supervisor", "builtin.fork_spool", "wakeup", "processes", "testing.words"}
+
+
+@pytest.mark.parametrize("module", sorted(ALONE | COMMANDS))
+def test_supervisors_and_fake_commands_need_the_standard_library_alone(module: str) -> None:
     others = {name.split(".")[0] for name in imports(MODULES[module])} - {"edgecore"}
     assert set() == others - sys.stdlib_module_names
+    if module in COMMANDS:
+        assert ours(module) <= COMMANDS | {"testing.fake", "testing.words", "processes"}
 
 
 @pytest.mark.parametrize("module", MODULES)

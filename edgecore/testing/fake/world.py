@@ -50,21 +50,17 @@ class World:
             return
         (waiting,) = connection.execute(f"SELECT count(*) FROM jobs WHERE {_STARTABLE}").fetchone()  # noqa: S608
         (idle,) = connection.execute("SELECT count(*) FROM runners WHERE busy = 0").fetchone()
-        for _ in range(min(waiting - idle, self.free_slots() - idle)):
+        (busy,) = connection.execute("SELECT count(*) FROM runners WHERE busy = 1").fetchone()
+        for _ in range(min(waiting, self.state.setting("slots") - busy) - idle):
             pid = spawn_runner(self.state.place, self.state.setting("paths"))
             self.children.append(pid)
             start = process_start(pid)
             if start is not None:
                 connection.execute("INSERT INTO runners (pid, pid_start) VALUES (?, ?)", (pid, start))
 
-    def free_slots(self) -> int:
-        """Return how many more jobs may run now."""
-        (taken,) = self.state.connection.execute("SELECT count(*) FROM runners WHERE busy = 1").fetchone()
-        return int(self.state.setting("slots")) - int(taken)
-
     def next_job(self) -> Job | None:
-        """Return the job that comes to its turn now, if any."""
-        if self.state.setting("paused") or self.free_slots() <= 0:
+        """Return the job that comes to its turn now, if any; for a runner, of which there is one per slot."""
+        if self.state.setting("paused"):
             return None
         found = self.state.jobs(f"row = (SELECT min(row) FROM jobs WHERE {_STARTABLE})")  # noqa: S608
         return found[0] if found else None
