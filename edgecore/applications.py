@@ -17,14 +17,13 @@ So an optional ``--seed`` is written ``--seed={seed}``, or with ``flag = "--seed
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from edgecore import serial
 from edgecore.errors import ActionFailed, ConfigurationError, DefinitionError, Problem
@@ -48,8 +47,6 @@ __all__ = [
     "parse_config_script_output",
     "read_application",
 ]
-
-log = logging.getLogger(__name__)
 
 _SHAPE: Final = ("nodes", "processes", "processes_per_node")
 _MOST_ARGUMENTS: Final = 10_000
@@ -325,7 +322,7 @@ def make_plan(
 
     *arguments* are what the application's config_script printed, which the caller runs. Both must be
     there or neither: anything else is a ValueError. Raises DefinitionError with every problem of both
-    files and of the job's size; OSError when the file system fails, which may pass.
+    files and of the job's size, caused by what only the operator may read; OSError when the file system fails, which may pass.
     """
     if (application.config_script is None) is not (arguments is None):
         raise ValueError(f"application {application.name}: arguments go with a config_script, and only so")
@@ -336,7 +333,7 @@ def make_plan(
     if arguments is None:
         values = place.values("config_file", definition.config_file, application.parameters, problems)
     if problems:
-        raise DefinitionError(f"job {definition.name}", problems)
+        raise DefinitionError(f"job {definition.name}", problems) from next(iter(place.concealed), None)
     if arguments is None:
         arguments = argument_list(
             application,
@@ -363,6 +360,8 @@ class _Place:
 
     data: Path
     directory: Path | None
+    concealed: list[DefinitionError] = field(factory=list)
+    """What senders are not told in full."""
 
     def values(
         self, key: str, name: str | None, declared: Mapping[str, Parameter], problems: list[Problem]
@@ -376,6 +375,7 @@ class _Place:
             values = typed_values(declared, settings, source=source)
         except DefinitionError as error:
             theirs = found is None or found.path.is_relative_to(self.data)
+            self.concealed.extend(() if theirs else (error,))
             for problem in error.problems if theirs else _concealed(error, declared):
                 problems.append(evolve(problem, path=": ".join(filter(None, (source, problem.path)))))
             return {}
@@ -399,7 +399,6 @@ def _concealed(error: DefinitionError, declared: Collection[str]) -> Iterator[Pr
 
     A sender may name any file there, also one that is no configuration file.
     """
-    log.warning("a job names a file of its application's directory that cannot be used: %s", error)
     known = [problem for problem in error.problems if problem.path.rpartition(", ")[2] in declared]
     yield from (evolve(problem, found="") for problem in known)
     if len(known) < len(error.problems):

@@ -19,9 +19,10 @@ from edgecore.clock import Clock
 from edgecore.config import SiteConfig
 from edgecore.drivers import SchedulingRelay, TransferRelay
 from edgecore.engine import Engine
-from edgecore.errors import ActionFailed, TransferRefused, TransferStopped
+from edgecore.errors import ActionFailed, DefinitionError, TransferRefused, TransferStopped
 from edgecore.evidence import Patience, WaitLimits
 from edgecore.graph import Graph, Outcome, Step, Watch
+from edgecore.logs import about
 from edgecore.models import (
     Application,
     Attempt,
@@ -322,9 +323,14 @@ class Actions:
         if application.preprocess:
             self._script(job, application, application.preprocess)
         arguments = self._arguments(job, application, data) if application.config_script else None
-        plan = applications.make_plan(
-            application, job.definition, data, self.config.scheduling.options, arguments=arguments
-        )
+        try:
+            plan = applications.make_plan(
+                application, job.definition, data, self.config.scheduling.options, arguments=arguments
+            )
+        except DefinitionError as error:
+            if error.__cause__ is not None:
+                log.warning("job %d cannot be prepared: %s", job.id, error.__cause__, extra=about(job))
+            raise
         return Change(job, (job.moved(S.PREPROCESSED, self.clock.now(), plan=plan),))
 
     def _arguments(self, job: Job, application: Application, data: Path) -> tuple[str, ...]:

@@ -275,6 +275,11 @@ def test_the_log_holds_no_line_that_a_stranger_wrote(outcome: Outcome) -> None:
     assert [] == [line for line in text.split("\n") if line.startswith(("touch", "#SBATCH", "wrap"))]
 
 
+def test_the_operator_finds_in_the_log_what_a_sender_is_not_told(outcome: Outcome) -> None:
+    assert "cannot be prepared: private.pem: line 1: found '-----BEGIN-----'" in outcome.site.log
+    assert f"line 2: found '{SECRET}'" in outcome.site.log
+
+
 # -------------------------------------------------------------------------------- what is rejected
 
 
