@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from edgecore.testing.peer import Peer
 from edgecore.testing.trees import content_of
 from edgecore.testing.worker import Worker, make_driver, working
 
-__all__ = ["WAYS", "Errand", "TransferBase", "until", "watched"]
+__all__ = ["WAYS", "Errand", "TransferBase", "watched"]
 
 WAYS = ("fetch", "deliver")
 
@@ -174,15 +173,7 @@ class TransferBase:
         return bool(one[:-1] == other[:-1]) and apart_ns <= self.times_within_s * 1e9
 
 
-# ------------------------------------------------------------------------------------ waiting
-
-
-def until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
-    """Wait until *condition* holds; fail after the deadline."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for: {what}"
-        time.sleep(0.005)
+# ----------------------------------------------------------------------------------- watching
 
 
 @contextmanager
