@@ -33,6 +33,7 @@ class RecordDialect(Dialect):
     words: ClassVar = {condition: condition.name[0] for condition in Condition}
     refusals: ClassVar = {"permanent": "Unknown queue", "transient": "Maximum number of jobs"}
     keeps_ended: ClassVar = True
+    stuck: ClassVar = Condition.HELD
 
     def understand(self, call: Call) -> Request:
         """Read ``control submit|show|hold|version``."""

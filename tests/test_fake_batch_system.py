@@ -426,6 +426,16 @@ def test_an_accepted_submission_can_be_answered_wrongly(plain: Plain) -> None:
     assert "never: asks for more than there is" == plain.lines()["4"][6]
 
 
+def test_what_can_never_run_does_not_run_after_a_hold_either(plain: Plain) -> None:
+    with plain.system.spoil_submit(SubmitFault.NEVER_RUNS):
+        stuck = plain.submit()
+    plain.run("fhold", stuck)
+    assert "HOLD" == plain.word(stuck)
+    plain.run("frls", stuck)
+    plain.wait_state(plain.submit(), NativeState.ENDED)
+    assert ["WAIT", "never: asks for more than there is"] == [plain.lines()[stuck][field] for field in (2, 6)]
+
+
 @pytest.mark.parametrize("kind", [Refusal.PERMANENT, Refusal.TRANSIENT])
 def test_a_refused_submission_is_not_in_the_queue(plain: Plain, kind: Refusal) -> None:
     script = plain.script("exit 0\n")
@@ -561,3 +571,11 @@ def test_a_listing_may_keep_what_ended(records: Plain) -> None:
     assert "state = C\n" in records.run("control", "show").text
     records.system.forget("12.host")
     assert "\n" == records.run("control", "show").text
+
+
+def test_what_can_never_run_may_be_held_for_that(records: Plain) -> None:
+    with records.system.spoil_submit(SubmitFault.NEVER_RUNS):
+        records.run("control", "submit", stdin=b"exit 0\n")
+    assert "state = H\n" in records.run("control", "show").text
+    records.system.release("12.host")
+    assert "state = H\n" in records.run("control", "show").text

@@ -42,8 +42,8 @@ class Dialect:
     """``permanent`` and ``transient`` -> the words with which a submission is refused."""
     keeps_ended: ClassVar[bool] = False
     """Whether the listing itself shows what has ended, until it is forgotten."""
-    copies_script: ClassVar[bool] = True
-    """Whether a script is copied when it is submitted; for `Submit.content`."""
+    stuck: ClassVar[Condition] = Condition.WAITING
+    """How a job that can never run waits: HELD in HTCondor, WAITING in most others."""
     enforces_walltime: ClassVar[bool] = True
 
     # ------------------------------------------------------------------------ understanding

@@ -83,7 +83,7 @@ class World:
         number = int(self.state.setting("next_number"))
         self.state.set("next_number", number + 1)
         script = self._script(request, number)
-        condition = Condition.HELD if request.hold else Condition.WAITING
+        condition = self.dialect.stuck if never else Condition.HELD if request.hold else Condition.WAITING
         why = Why.NEVER if never else Why.HELD_BY_USER if request.hold else Why.RESOURCES
         now = time.time()
         for index in (None,) if request.indexes is None else request.indexes:
@@ -224,12 +224,15 @@ class World:
         """Keep a waiting job from starting."""
         if job.condition is Condition.WAITING:
             why = Why.HELD_BY_USER if by == job.owner else Why.HELD_BY_ADMINISTRATOR
+            why = job.why if job.why is Why.NEVER else why
             self.state.update(job.row, condition=Condition.HELD, why=why)
         return job.condition in (Condition.WAITING, Condition.HELD)
 
     def release(self, job: Job, *, by: str) -> bool:
         """Let a held job start."""
-        if job.condition is Condition.HELD:
+        if job.condition is Condition.HELD and job.why is Why.NEVER:
+            self.state.update(job.row, condition=self.dialect.stuck)
+        elif job.condition is Condition.HELD:
             self.state.update(job.row, condition=Condition.WAITING, why=Why.RESOURCES)
         return job.condition in (Condition.WAITING, Condition.HELD)
 
