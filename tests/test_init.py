@@ -165,6 +165,9 @@ def test_the_table_of_tables_is_complete() -> None:
         "timing",
         "retry",
         "retention",
+        "log",
+        "metrics",
+        "alarms",
         "plugins",
     }
 

@@ -74,6 +74,7 @@ def test_a_record_about_a_job_says_whose_it_is_and_which_execution() -> None:
 _ABOUT_NO_JOB = {
     "jobs are queued, but nothing will start them yet",
     "removed the directories of %d settled jobs",
+    "the umask was %04o, and is %04o for this service and its jobs",
 }
 """Words of records that have the word and mean no certain job."""
 

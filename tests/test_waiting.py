@@ -10,7 +10,7 @@ from scripted import Edge, Entry
 
 from edgecore import batch
 from edgecore.batch import RunDirectory
-from edgecore.cli.job import next_step
+from edgecore.cli.advice import next_step
 from edgecore.clock import Clock
 from edgecore.models import Attempt, NativeState
 from edgecore.models import JobState as S
