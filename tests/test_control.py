@@ -150,9 +150,9 @@ def test_a_cancelled_execution_ends_with_its_exit_code_and_is_not_retried(edge: 
     cancelled = edge.wait("job", S.JOB_CANCELLED)
     assert cancelled.attempt is not None
     assert (1, 143) == (cancelled.attempt.number, cancelled.attempt.exit_code)
-    entry = edge.wait_entry()
-    assert entry.process is not None
-    assert entry.process.poll() is not None
+    process = edge.wait_entry().process
+    assert process is not None
+    edge.until(lambda: process.poll() is not None)  # the script says that it ends, and then ends
 
 
 def test_a_cancel_that_the_batch_system_does_not_hear_is_asked_again(edge: Edge) -> None:
