@@ -1,0 +1,27 @@
+"""What `edgecore.testing` offers is there, and costs nothing until it is used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import edgecore.testing
+
+
+@pytest.mark.slow
+def test_every_public_name_is_there_and_no_other() -> None:
+    for name in edgecore.testing.__all__:
+        assert getattr(edgecore.testing, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'SchedulingContrat'"):
+        edgecore.testing.SchedulingContrat  # noqa: B018 - reading it is the test
+
+
+def test_importing_the_package_imports_no_pytest_and_nothing_of_ours() -> None:
+    code = "import edgecore.testing, edgecore.testing.fake, sys; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = set(loaded.stdout.split())
+    assert not {"pytest", "hypothesis", "attrs", "cattrs"} & modules
+    ours = {name for name in modules if name.startswith("edgecore")}
+    assert {"edgecore", "edgecore.testing", "edgecore.testing.fake"} == ours
