@@ -33,6 +33,7 @@ bench: $(STAMP)
 
 long: $(STAMP)
 	$(BIN)/python -m pytest -m long --timeout 3600
+	$(BIN)/python -m pytest examples/driver/tests -k kills --kills 200 --in-flight 100 --timeout 3600
 
 clean:
 	rm -rf $(VENV) build dist docs/_build demo-output .mypy_cache .pytest_cache .ruff_cache
