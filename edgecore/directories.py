@@ -7,7 +7,6 @@ and squashed root accounts show only when something is written.
 from __future__ import annotations
 
 import os
-import pwd
 import stat
 import tempfile
 import time
@@ -18,8 +17,9 @@ from typing import Final
 from attrs import frozen
 
 from edgecore.models import Finding, Level
+from edgecore.processes import user_name
 
-__all__ = ["NETWORK_FILE_SYSTEMS", "DirectoryCheck", "file_system_of", "owner_of", "size_words"]
+__all__ = ["NETWORK_FILE_SYSTEMS", "DirectoryCheck", "file_system_of", "size_words"]
 
 NETWORK_FILE_SYSTEMS: Final = frozenset(
     {
@@ -61,14 +61,6 @@ def file_system_of(directory: Path) -> str:
     return kind
 
 
-def owner_of(uid: int) -> str:
-    """Return the name of an account, or its number where it has no name."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:  # a container's user without an entry
-        return str(uid)
-
-
 def size_words(size_bytes: float) -> str:
     """Write a size for people: ``1.5 GiB``."""
     power = next((n for n in range(len(_UNITS) - 1) if size_bytes < 1023.95 * 1024**n), len(_UNITS) - 1)
@@ -101,9 +93,7 @@ class DirectoryCheck:
             yield from trouble or [self._says(Level.OK, self._praise(place))]
         except OSError as error:
             words = f"{error.filename or self.path}: {error.strerror}"
-            yield self._says(
-                Level.FAILURE, words, f"let {owner_of(os.geteuid())} go there, and see that it stays"
-            )
+            yield self._says(Level.FAILURE, words, f"let {user_name()} go there, and see that it stays")
 
     def _says(self, level: Level, message: str, remedy: str = "") -> Finding:
         return Finding(self.subject, level, message, remedy)
@@ -119,7 +109,7 @@ class DirectoryCheck:
                 Level.FAILURE, f"{self.path}: {found}", "name another, or move that away"
             ), place
         if place != self.path and not self.made:
-            remedy = f"mkdir -p {self.path} (as {owner_of(os.geteuid())})"
+            remedy = f"mkdir -p {self.path} (as {user_name()})"
             return self._says(Level.FAILURE, f"{self.path} does not exist", remedy), place
         return None, place
 
@@ -132,7 +122,7 @@ class DirectoryCheck:
                 os.fsync(file.fileno())
                 written = os.fstat(file.fileno()).st_mtime
         except OSError as error:
-            who = owner_of(os.geteuid())
+            who = user_name()
             yield self._says(
                 Level.FAILURE,
                 f"{place}: nothing can be written there: {error.strerror}",
@@ -165,8 +155,8 @@ class DirectoryCheck:
         if place == self.path and owner != ours:
             remedy = "run the service, and this, under the account that owns it"
             if ours == 0:
-                remedy = f"run this as {owner_of(owner)}, if the service runs so"
-            words = f"{place} belongs to {owner_of(owner)}, and this account is {owner_of(ours)}"
+                remedy = f"run this as {user_name(owner)}, if the service runs so"
+            words = f"{place} belongs to {user_name(owner)}, and this account is {user_name(ours)}"
             yield self._says(Level.WARNING, words, remedy)
         for each in (place, *place.parents):
             mode = each.stat().st_mode

@@ -17,8 +17,8 @@ from attrs import define
 
 from edgecore import locks
 from edgecore.config import SiteConfig
-from edgecore.directories import owner_of
 from edgecore.errors import ConfigurationError, Problem, StoreLocked, StoreUnusable
+from edgecore.processes import user_name
 
 __all__ = ["Grounds", "take_grounds"]
 
@@ -72,7 +72,7 @@ def take_grounds(config: SiteConfig) -> Grounds:
         found = os.stat(path)
     except OSError as error:
         allowed = (
-            f"must be a directory that {owner_of(os.geteuid())} can write: {error.strerror} ({error.filename}); "
+            f"must be a directory that {user_name()} can write: {error.strerror} ({error.filename}); "
             "look at its permissions, the mount and the space, or name another"
         )
         problem = Problem("work_directory", repr(str(path)), allowed)

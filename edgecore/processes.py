@@ -63,9 +63,10 @@ def end_all(marks: Collection[bytes]) -> int:
     return len(ended)
 
 
-def user_name() -> str:
-    """Return the name of the user that this process acts as, or the number of one without a name."""
+def user_name(uid: int | None = None) -> str:
+    """Return the name of an account, by default of the one that this process acts as; its number where it has no name."""
+    number = os.geteuid() if uid is None else uid
     try:
-        return pwd.getpwuid(os.geteuid()).pw_name
+        return pwd.getpwuid(number).pw_name
     except KeyError:  # a container's user without an entry
-        return str(os.geteuid())
+        return str(number)

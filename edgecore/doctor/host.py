@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from edgecore.config import SiteConfig
-from edgecore.directories import DirectoryCheck, owner_of
+from edgecore.directories import DirectoryCheck
 from edgecore.doctor.checks import Check
 from edgecore.models import Finding, Level
+from edgecore.processes import user_name
 from edgecore.store_file import OLDEST_SQLITE
 
 __all__ = ["account_check", "host_checks"]
@@ -92,15 +93,15 @@ def _sqlite() -> Iterator[Finding]:
 def _account(config: SiteConfig) -> Iterator[Finding]:
     uid, owned = os.geteuid(), _property_of_another(config)
     if owned is not None:
-        owner = owner_of(owned.stat().st_uid)
-        words = f"this is {owner_of(uid)}, and {owned} belongs to {owner}; drivers are not opened"
+        owner = user_name(owned.stat().st_uid)
+        words = f"this is {user_name(uid)}, and {owned} belongs to {owner}; drivers are not opened"
         remedy = f"run this as {owner}: what a driver makes for another account, the service could not use"
         yield Finding("account", Level.FAILURE, words, remedy)
     elif uid == 0:
         remedy = "run the service, and this, under an account of its own: jobs run as the same account"
         yield Finding("account", Level.WARNING, "this is root", remedy)
     else:
-        yield Finding("account", Level.OK, f"{owner_of(uid)} ({uid})")
+        yield Finding("account", Level.OK, f"{user_name(uid)} ({uid})")
 
 
 def _property_of_another(config: SiteConfig) -> Path | None:

@@ -16,10 +16,11 @@ from typing import Final
 from edgecore import migrations
 from edgecore.clock import iso
 from edgecore.config import SiteConfig
-from edgecore.directories import NETWORK_FILE_SYSTEMS, file_system_of, owner_of, size_words
+from edgecore.directories import NETWORK_FILE_SYSTEMS, file_system_of, size_words
 from edgecore.doctor.checks import Check
 from edgecore.errors import StoreError
 from edgecore.models import Finding, Level
+from edgecore.processes import user_name
 from edgecore.reader import Reader
 from edgecore.store_file import connect, holder, is_running, quick_check
 
@@ -83,15 +84,15 @@ def _file(config: SiteConfig) -> Iterator[Finding]:
     if not path.is_file():
         yield Finding("file", Level.FAILURE, f"{path} is no file", "name another place for the store")
     elif not os.access(path, os.R_OK | os.W_OK):
-        words = (
-            f"{path} belongs to {owner_of(about.st_uid)}; {owner_of(os.geteuid())} may not read and write it"
-        )
+        words = f"{path} belongs to {user_name(about.st_uid)}; {user_name()} may not read and write it"
         yield Finding(
-            "file", Level.FAILURE, words, f"run this as {owner_of(about.st_uid)}, or give the file over"
+            "file", Level.FAILURE, words, f"run this as {user_name(about.st_uid)}, or give the file over"
         )
     elif about.st_uid != os.geteuid():
-        words = f"{path} belongs to {owner_of(about.st_uid)}, and this is {owner_of(os.geteuid())}"
-        yield Finding("file", Level.WARNING, words, f"run the service, and this, as {owner_of(about.st_uid)}")
+        words = f"{path} belongs to {user_name(about.st_uid)}, and this is {user_name()}"
+        yield Finding(
+            "file", Level.WARNING, words, f"run the service, and this, as {user_name(about.st_uid)}"
+        )
     elif about.st_mode & stat.S_IWOTH:
         words = f"{path} can be written by every account of this host"
         yield Finding("file", Level.WARNING, words, f"chmod o-w {path}: who writes it gives orders")
