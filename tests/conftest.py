@@ -2,6 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+from places import Place, copied
 from scripted import edge
 
-__all__ = ["edge"]
+__all__ = ["edge", "original", "place"]
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A site as `edgecore init` makes it, for copies."""
+    return Place(tmp_path_factory.mktemp("original"))
+
+
+@pytest.fixture
+def place(original: Place, tmp_path: Path) -> Place:
+    """A site of the test's own."""
+    return copied(original, tmp_path)

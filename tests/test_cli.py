@@ -24,11 +24,6 @@ from edgecore.models import Attempt, Intent, Job, JobState
 S = JobState
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
-
-
 # ---------------------------------------------------------------------------------- in general
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from packages import Environment, build_wheel
-from places import Live, Place, copied
+from places import Live, Place
 from test_drivers import GOOD, NEEDS_MORE
 
 from edgecore.cli import cli
@@ -36,16 +36,6 @@ SECTIONS = [
         ),
     ),
 ]
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return Place(tmp_path_factory.mktemp("original"))
-
-
-@pytest.fixture
-def place(original: Place, tmp_path: Path) -> Place:
-    return copied(original, tmp_path)
 
 
 @pytest.fixture

@@ -25,11 +25,6 @@ S = JobState
 HOUR_US = 3_600_000_000
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
-
-
 def attempt(**more: Any) -> Attempt:
     return Attempt(**{"number": 1, "tag": "t", "group_tag": "t", "intended": 1, "batch_id": "77", **more})
 

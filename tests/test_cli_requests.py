@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import threading
-from pathlib import Path
 
 import pytest
 from places import Place
@@ -15,11 +14,6 @@ from edgecore.reader import Reader
 from edgecore.store_file import is_running
 
 S = JobState
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
 
 
 @pytest.mark.parametrize(

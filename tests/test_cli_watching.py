@@ -36,11 +36,6 @@ from edgecore.store import Change, Store
 S = JobState
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
-
-
 @contextlib.contextmanager
 def moving(place: Place) -> Iterator[Store]:
     """Have the store, as a service has it."""
