@@ -17,7 +17,7 @@ from places import Place
 
 from edgecore import batch
 from edgecore.cli import COMMANDS, cli, output
-from edgecore.cli.job import NEXT
+from edgecore.cli.advice import NEXT
 from edgecore.drivers import Listing
 from edgecore.models import Attempt, Intent, Job, JobState
 

@@ -13,7 +13,8 @@ from places import Place
 
 import edgecore
 from edgecore import batch
-from edgecore.cli.advice import FAILURES, NEXT, exit_words, failure, next_step, waits_for
+from edgecore.cli.advice import FAILURES, NEXT, failure, next_step, waits_for
+from edgecore.cli.output import exit_words
 from edgecore.config import Limits
 from edgecore.models import Attempt, Intent, Job, JobDefinition, JobState
 from edgecore.reader import Reader

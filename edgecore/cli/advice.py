@@ -7,7 +7,6 @@ found by the step that failed, the exit code, and the words of whoever refused; 
 from __future__ import annotations
 
 import re
-import signal
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -20,7 +19,7 @@ from edgecore.reader import Reader
 from edgecore.states import AT_BATCH_SYSTEM, SETTLED
 from edgecore.store_file import is_running
 
-__all__ = ["FAILURES", "NEXT", "Failure", "exit_words", "failure", "next_step", "waits_for"]
+__all__ = ["FAILURES", "NEXT", "Failure", "failure", "next_step", "waits_for"]
 
 _S = JobState
 _ENDS: Final = "Nothing: the service ends it as JOB_FAILED, and says why."
@@ -331,17 +330,6 @@ def failure(job: Job) -> Failure | None:
 def _fits(kind: Failure, step: JobState, texts: list[str], code: int | None) -> bool:
     said = any(re.search(kind.words, text, re.IGNORECASE) for text in texts)
     return kind.step is step and said and (not kind.codes or code in kind.codes)
-
-
-def exit_words(code: int | None) -> str:
-    """Return an exit code with the signal that it stands for: ``137 (SIGKILL)``."""
-    if code is None:
-        return "-"
-    number = code - 256 if code > 256 else code - 128  # some batch systems add 256
-    try:
-        return f"{code} ({signal.Signals(number).name})" if code > 128 else str(code)
-    except ValueError:
-        return str(code)
 
 
 # ------------------------------------------------------------------------------ why it waits

@@ -17,7 +17,15 @@ from edgecore.reader import Reader
 from edgecore.serial import shorten
 from edgecore.store_file import is_running
 
-__all__ = ["find_job", "find_site", "json_option", "say_who_acts", "site_hint", "site_option"]
+__all__ = [
+    "find_job",
+    "find_site",
+    "json_option",
+    "look_again",
+    "say_service_changed",
+    "say_who_acts",
+    "site_option",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -50,10 +58,15 @@ def find_site(path: Path | None) -> SiteConfig:
     return read_site(chosen)
 
 
-def site_hint(config: SiteConfig) -> str:
+def _site_hint(config: SiteConfig) -> str:
     """Return what a later command must add to find the same site; nothing where it finds it anyway."""
     default = os.environ.get(_VARIABLE) or _HERE
     return "" if Path(default).absolute() == config.source else f" --site {shlex.quote(str(config.source))}"
+
+
+def look_again(config: SiteConfig, *ids: object) -> str:
+    """Return the command by which a person looks again at one job, or at all."""
+    return f"edgecore {f'job {ids[0]}' if len(ids) == 1 else 'jobs'}{_site_hint(config)}"
 
 
 def say_who_acts(config: SiteConfig, what: str) -> None:
@@ -63,6 +76,12 @@ def say_who_acts(config: SiteConfig, what: str) -> None:
         click.echo(
             f"the service of site {config.site} is not running here; {what} until it is: {start}", err=True
         )
+
+
+def say_service_changed(config: SiteConfig, runs: bool) -> None:
+    """Say on stderr, to somebody who looks on, that the service has gone or is back."""
+    words = "runs again" if runs else "has stopped; nothing changes until it runs again"
+    click.echo(f"the service of site {config.site} {words}", err=True)
 
 
 def find_job(reader: Reader, text: str) -> Job:

@@ -7,6 +7,7 @@ microseconds, and only what has changed is read. So waiting costs the service no
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Protocol
@@ -14,7 +15,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 import click
 from attrs import define
 
-from edgecore.cli.output import console, lasted, moment, visible
+from edgecore.cli.common import say_service_changed
+from edgecore.cli.output import console, lasted, visible
+from edgecore.cli.rows import state_column, status_line
+from edgecore.cli.tables import Column, cut
 from edgecore.clock import Clock
 from edgecore.config import SiteConfig
 from edgecore.models import Job
@@ -194,12 +198,14 @@ class _Plain(_Quiet):
 
     def status(self, followed: Followed, entry: HistoryEntry) -> None:
         """Write the status."""
-        click.echo(_line(followed, entry, self.several))
+        click.echo(self._line(followed, entry))
 
     def service(self, runs: bool) -> None:
         """Say that waiting may take longer, or that it goes on."""
-        words = "runs again" if runs else "has stopped; nothing changes until it runs again"
-        click.echo(f"the service of site {self.config.site} {words}", err=True)
+        say_service_changed(self.config, runs)
+
+    def _line(self, followed: Followed, entry: HistoryEntry) -> str:
+        return status_line(entry, followed.label) if self.several else status_line(entry)
 
 
 @define(eq=False)
@@ -215,7 +221,7 @@ class _Live(_Plain):
         from rich.text import Text
 
         if not self.several or entry.state in SETTLED:
-            self.terminal.print(Text(_line(followed, entry, self.several)), soft_wrap=True)
+            self.terminal.print(Text(self._line(followed, entry)), soft_wrap=True)
 
     def present(self, all_of_them: Sequence[Followed]) -> None:
         """Draw what goes on now, where it looks differently than before."""
@@ -228,13 +234,9 @@ class _Live(_Plain):
 
 def _picture(jobs: Sequence[Followed], terminal: Console) -> Text:
     """Draw a few of the jobs that have not settled, and how many there are of each kind."""
-    from collections import Counter
-
     from rich.text import Text
 
     from edgecore.cli.live import counted, table
-    from edgecore.cli.rows import state_column
-    from edgecore.cli.tables import Column, cut
 
     width, now = terminal.width, Clock().now()
     waiting = [each for each in jobs if not each.settled]
@@ -271,8 +273,3 @@ def _telling(config: SiteConfig, quiet: bool, *, several: bool) -> Iterator[_Tel
 
     with live(terminal) as draw:
         yield _Live(config, several, terminal, draw)
-
-
-def _line(followed: Followed, entry: HistoryEntry, several: bool) -> str:
-    whose = f"{visible(str(followed.label))}  " if several else ""
-    return f"{moment(entry.time)}  {entry.state:<18}  {whose}{visible(entry.message)}".rstrip()

@@ -11,9 +11,9 @@ from typing import Any, Final
 import click
 
 from edgecore import batch, serial
-from edgecore.cli.advice import NEXT, exit_words, failure, next_step, waits_for
+from edgecore.cli.advice import failure, next_step, waits_for
 from edgecore.cli.common import find_job, find_site, json_option, site_option
-from edgecore.cli.output import lasted, moment, show_json, show_table, visible
+from edgecore.cli.output import exit_words, lasted, moment, show_json, show_table, visible
 from edgecore.cli.rows import state_column, state_words
 from edgecore.cli.tables import Column
 from edgecore.clock import Clock, iso
@@ -22,7 +22,7 @@ from edgecore.models import Attempt, Job, JobState
 from edgecore.reader import HistoryEntry, Reader
 from edgecore.states import SETTLED
 
-__all__ = ["NEXT", "details", "job", "summary"]
+__all__ = ["details", "job", "summary"]
 
 _TAIL_BYTES: Final = 8192
 _TAIL_LINES: Final = 10

@@ -12,8 +12,8 @@ from attrs import frozen
 
 from edgecore.cli.common import find_site, json_option, site_option
 from edgecore.cli.job import summary
-from edgecore.cli.output import show_json, show_table, visible
-from edgecore.cli.rows import job_columns, job_row
+from edgecore.cli.output import show_json, show_table
+from edgecore.cli.rows import alarm_lines, job_columns, job_row
 from edgecore.clock import Clock, microseconds
 from edgecore.config import SiteConfig
 from edgecore.models import Job, JobState
@@ -149,11 +149,8 @@ def _show(config: SiteConfig, choice: Choice, reader: Reader, as_json: bool) -> 
         show_table(job_columns(), [job_row(job) for job in found])
     else:
         click.echo("no jobs yet" if choice.all_jobs else "no such jobs", err=True)
-    alarms = reader.alarms()
-    for alarm in alarms[:3]:
-        click.echo(f"alarm: {visible(alarm.subject)}: {visible(alarm.message)}", err=True)
-    if len(alarms) > 3:
-        click.echo(f"and {len(alarms) - 3} alarms more", err=True)
+    for line in alarm_lines(reader.alarms()):
+        click.echo(line, err=True)
 
 
 def _show_counts(counts: dict[JobState, int], as_json: bool) -> None:

@@ -5,8 +5,7 @@ Everything is drawn for the size that the terminal has at that moment, and is ne
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -35,7 +34,7 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) 
     return [styled(line) for line in fitted(columns, cells, width)]
 
 
-def counted(counts: Counter[JobState] | dict[JobState, int], width: int) -> Text:
+def counted(counts: Mapping[JobState, int], width: int) -> Text:
     """Return in one line how many jobs there are in each state, what is under way first."""
     order = sorted((state for state in JobState if counts.get(state)), key=lambda state: state in SETTLED)
     words = ", ".join(f"{counts[state]:,} {state}" for state in order) or "no jobs"

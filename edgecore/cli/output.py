@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -16,11 +17,12 @@ import click
 
 from edgecore import serial
 from edgecore.cli.tables import Column, fitted
+from edgecore.clock import iso
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["console", "lasted", "moment", "show_json", "show_table", "visible", "width"]
+__all__ = ["console", "exit_words", "lasted", "moment", "show_json", "show_table", "visible", "width"]
 
 _LEAST: Final = 8
 
@@ -42,8 +44,6 @@ def moment(time_us: int | None) -> str:
     """Write a stored time for people, to the second, in UTC; ``-`` for none."""
     if time_us is None:
         return "-"
-    from edgecore.clock import iso
-
     return f"{iso(time_us)[:19].replace('T', ' ')}Z"
 
 
@@ -62,6 +62,17 @@ def lasted(time_us: int) -> str:
         if seconds >= size:
             return f"{seconds // size} {unit} {seconds % size // smaller} {small}"
     return f"{seconds} s"
+
+
+def exit_words(code: int | None) -> str:
+    """Return an exit code with the signal that it stands for: ``137 (SIGKILL)``."""
+    if code is None:
+        return "-"
+    number = code - 256 if code > 256 else code - 128  # some batch systems add 256
+    try:
+        return f"{code} ({signal.Signals(number).name})" if code > 128 else str(code)
+    except ValueError:
+        return str(code)
 
 
 def console() -> Console | None:

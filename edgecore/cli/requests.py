@@ -17,8 +17,8 @@ from edgecore.cli.common import (
     find_job,
     find_site,
     json_option,
+    look_again,
     say_who_acts,
-    site_hint,
     site_option,
 )
 from edgecore.cli.following import Followed, wait_for_jobs
@@ -172,7 +172,7 @@ def _wait_for(config: SiteConfig, reader: Reader, jobs: Sequence[Job], wanted: J
     def follow(job: Job) -> Followed:
         return Followed(job.public_id, lambda: reader.job(job.id), after=job.sequence)
 
-    again = f"edgecore {f'job {jobs[0].id}' if len(jobs) == 1 else 'jobs'}{site_hint(config)}"
+    again = look_again(config, *(job.id for job in jobs))
     followed = [follow(job) for job in jobs]
     code = wait_for_jobs(reader, config, followed, again=again, quiet=quiet)
     reached = all(each.job is not None and each.job.state is wanted for each in followed)

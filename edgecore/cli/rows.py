@@ -1,15 +1,17 @@
-"""Describe the columns by which jobs are shown in every list."""
+"""Describe how jobs, statuses and alarms are shown in every list."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
-from edgecore.cli.output import moment
+from edgecore.cli.output import moment, visible
 from edgecore.cli.tables import Column
 from edgecore.models import Intent, Job, JobState
+from edgecore.reader import Alarm, HistoryEntry
 from edgecore.states import SETTLED
 
-__all__ = ["job_columns", "job_row", "state_column", "state_words"]
+__all__ = ["alarm_lines", "job_columns", "job_row", "state_column", "state_words", "status_line"]
 
 _FAILED: Final = "bold red"
 _STYLES: Final = {
@@ -21,6 +23,7 @@ _STYLES: Final = {
     JobState.JOB_CANCELLED: "magenta",
     **{state: _FAILED for state in JobState if state.endswith("_FAILED")},
 }
+_MOST_ALARMS: Final = 3
 _ASKED: Final = {Intent.HELD: " (hold asked)", Intent.CANCELLED: " (cancel asked)"}
 
 
@@ -60,3 +63,16 @@ def job_row(job: Job) -> tuple[str, ...]:
         moment(job.changed),
         job.message,
     )
+
+
+def status_line(entry: HistoryEntry, *whose: object) -> str:
+    """Return one status as a line: when, what, *whose*, and the message."""
+    words = "  ".join(map(str, (*whose, entry.message)))
+    return visible(f"{moment(entry.time)}  {entry.state:<18}  {words}").rstrip()
+
+
+def alarm_lines(alarms: Sequence[Alarm]) -> list[str]:
+    """Return a line for each of the first alarms, and one for how many more there are."""
+    lines = [visible(f"alarm: {alarm.subject}: {alarm.message}") for alarm in alarms[:_MOST_ALARMS]]
+    more = len(alarms) - len(lines)
+    return [*lines, f"and {more} alarms more"] if more else lines

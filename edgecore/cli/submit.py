@@ -16,8 +16,9 @@ from attrs import evolve, frozen
 
 from edgecore import serial
 from edgecore.admission import Admission
-from edgecore.cli.common import find_site, json_option, say_who_acts, site_hint, site_option
+from edgecore.cli.common import find_site, json_option, look_again, say_who_acts, site_option
 from edgecore.cli.following import Followed, wait_for_jobs
+from edgecore.cli.job import details, summary
 from edgecore.cli.output import show_json
 from edgecore.config import SiteConfig
 from edgecore.errors import DefinitionError, EdgeError, Problem
@@ -97,8 +98,7 @@ def _wait(
 
 
 def _again(config: SiteConfig, messages: Sequence[_Message]) -> str:
-    one = len(messages) == 1
-    return f"edgecore {f'job {messages[0].definition.job_id}' if one else 'jobs'}{site_hint(config)}"
+    return look_again(config, *(message.definition.job_id for message in messages))
 
 
 def _warn_of_repetition(reader: Reader, config: SiteConfig, definition: JobDefinition) -> None:
@@ -216,8 +216,6 @@ def _say(
 
 
 def _say_end(config: SiteConfig, jobs: Sequence[Followed], *, as_json: bool) -> None:
-    from edgecore.cli.job import details, summary
-
     if as_json:
         _show(
             {"job_id": each.label, "state": None} if each.job is None else summary(each.job) for each in jobs

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 import click
 from attrs import define, field
 
-from edgecore.cli.common import say_who_acts, site_hint
+from edgecore.cli.common import look_again, say_service_changed, say_who_acts
 from edgecore.cli.following import EXIT_INTERRUPTED, Looks
 from edgecore.cli.jobs import Choice
-from edgecore.cli.output import console, moment, visible
+from edgecore.cli.output import console
+from edgecore.cli.rows import alarm_lines, job_columns, job_row, status_line
+from edgecore.cli.tables import cut
 from edgecore.clock import iso
 from edgecore.config import SiteConfig
 from edgecore.models import Job
-from edgecore.reader import Alarm, HistoryEntry, Reader
+from edgecore.reader import HistoryEntry, Reader
 from edgecore.states import SETTLED
 
 if TYPE_CHECKING:
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 __all__ = ["Changes", "watch_jobs"]
-
-_ALARMS = 3
 
 
 def watch_jobs(config: SiteConfig, reader: Reader, choice: Choice, *, as_json: bool) -> int:
@@ -39,8 +39,7 @@ def watch_jobs(config: SiteConfig, reader: Reader, choice: Choice, *, as_json: b
         else:
             _draw(looks, choice, terminal)
     except KeyboardInterrupt:
-        again = f"edgecore jobs{site_hint(config)}"
-        click.echo(f"no longer watching; the jobs go on; to look again: {again}", err=True)
+        click.echo(f"no longer watching; the jobs go on; to look again: {look_again(config)}", err=True)
     return EXIT_INTERRUPTED
 
 
@@ -87,18 +86,12 @@ def _write_lines(looks: Looks, choice: Choice, as_json: bool) -> None:
     looks.news()
     while True:
         if looks.service_changed():
-            what = "runs again" if looks.service_runs else "has stopped; nothing changes until it runs again"
-            click.echo(f"the service of site {looks.config.site} {what}", err=True)
+            say_service_changed(looks.config, looks.service_runs)
         if looks.news():
             for job, entry in changes.look():
                 if choice.fits(job) and (not choice.states or entry.state in choice.states):
-                    click.echo(_as_json(job, entry) if as_json else _as_line(job, entry))
+                    click.echo(_as_json(job, entry) if as_json else status_line(entry, job.id, job.name))
         looks.pause()
-
-
-def _as_line(job: Job, entry: HistoryEntry) -> str:
-    words = f"{job.id}  {job.name}  {visible(entry.message)}"
-    return f"{moment(entry.time)}  {entry.state:<18}  {words}".rstrip()
 
 
 def _as_json(job: Job, entry: HistoryEntry) -> str:
@@ -138,23 +131,14 @@ def _picture(looks: Looks, choice: Choice, terminal: Console) -> Text:
     from rich.text import Text
 
     from edgecore.cli.live import counted, table
-    from edgecore.cli.rows import job_columns, job_row
-    from edgecore.cli.tables import cut
 
     reader, width = looks.reader, terminal.width
     runs = "" if looks.service_runs else " - ITS SERVICE IS NOT RUNNING"
     lines = [Text(cut(f"site {looks.config.site}{runs} - Ctrl-C ends", width), style="bold")]
-    alarms = reader.alarms()
-    lines += [Text(cut(_alarm(alarm), width), style="bold red") for alarm in alarms[:_ALARMS]]
-    if len(alarms) > _ALARMS:
-        lines.append(Text(cut(f"and {len(alarms) - _ALARMS} alarms more", width), style="bold red"))
-    lines.append(counted(dict(reader.counts()), width))
+    lines += [Text(cut(line, width), style="bold red") for line in alarm_lines(reader.alarms())]
+    lines.append(counted(reader.counts(), width))
     room = terminal.height - len(lines) - 1
     if room > 0:
         found = choice.latest(reader, limit=room)
         lines += table(job_columns(), [job_row(job) for job in found], width)
     return Text("\n", no_wrap=True).join(lines[: terminal.height])
-
-
-def _alarm(alarm: Alarm) -> str:
-    return f"alarm: {visible(alarm.subject)}: {visible(alarm.message)}"
