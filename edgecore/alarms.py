@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Protocol
+from typing import Final, Protocol
 
 from attrs import define, field, frozen
 
@@ -16,9 +16,12 @@ from edgecore.clock import Clock
 from edgecore.errors import EdgeError
 from edgecore.trouble import of_host
 
-__all__ = ["AlarmListener", "Alarms", "HostTrouble", "Silence"]
+__all__ = ["STORE", "AlarmListener", "Alarms", "HostTrouble", "Silence"]
 
 log = logging.getLogger(__name__)
+
+STORE: Final = "store"
+"""The subject of an alarm about changes that cannot be written."""
 
 
 class AlarmListener(Protocol):

@@ -288,10 +288,11 @@ claim() {
 
 give_back() {
     for try in 1 2 3 4 5 6 7 8 9 10; do
+        cd "$$run" 2>/dev/null  # a file system that was mounted anew is another one behind the same name
         mv "$$mine" "ended.$$code" 2>/dev/null && return 0
         [ -e "ended.$$code" ] && return 0
         [ -e "$$mine" ] || leave "ended with $$code after it was stopped"
-        sleep 1
+        sleep "$$try"
     done
     leave "ended with $$code and could not say so"
 }

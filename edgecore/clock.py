@@ -6,10 +6,15 @@ which a correction of the wall clock does not disturb.
 
 from __future__ import annotations
 
+import threading
 import time
 from datetime import UTC, datetime
+from typing import Final
 
-__all__ = ["Clock", "iso", "microseconds"]
+__all__ = ["Clock", "SteadyClock", "iso", "microseconds"]
+
+_STEP_US: Final = 10_000_000
+"""What is more is no slow correction: somebody has set the clock."""
 
 
 class Clock:
@@ -22,6 +27,41 @@ class Clock:
     def monotonic(self) -> float:
         """Return seconds on a clock that only ever goes forward."""
         return time.monotonic()
+
+
+class SteadyClock(Clock):
+    """Tell the time for spans that pass between two looks: it follows slow corrections, and no jump of the wall clock.
+
+    A clock that is set forward by hours must not let anybody's patience end, and one that is set back must not
+    make anybody wait.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._ahead = self._wall_ahead()
+        self.jumped_us = 0
+        """How far the wall clock was set since the beginning, in all."""
+
+    def now(self) -> int:
+        """Return the time in microseconds since the epoch, as if nobody had set the clock since the beginning."""
+        with self._lock:
+            ahead = self._wall_ahead()
+            if abs(ahead - self._ahead) > _STEP_US:
+                self.jumped_us += ahead - self._ahead
+            self._ahead = ahead
+            return self._clock.now() - self.jumped_us
+
+    def earliest(self) -> int:
+        """Return the wall clock's time or ours, whichever is less: what is over by it is over by both."""
+        return min(self.now(), self._clock.now())
+
+    def monotonic(self) -> float:
+        """Return seconds on a clock that only ever goes forward."""
+        return self._clock.monotonic()
+
+    def _wall_ahead(self) -> int:
+        return self._clock.now() - round(self._clock.monotonic() * 1e6)
 
 
 def iso(time_us: int) -> str:

@@ -12,6 +12,7 @@ from typing import Final
 from attrs import define, evolve, frozen
 
 from edgecore.engine import Engine
+from edgecore.errors import EdgeError
 from edgecore.logs import about
 from edgecore.models import Intent, Job, JobState
 from edgecore.reader import Reader, Request
@@ -157,9 +158,12 @@ class RequestWatch:
         last = 0
         with Reader(self.store_path) as reader:
             while not self._stopping:
-                for request in reader.requests(last):
-                    last = request.id
-                    self._serve(request, reader)
+                try:
+                    for request in reader.requests(last):
+                        last = request.id
+                        self._serve(request, reader)
+                except EdgeError as error:  # the store's trouble of the moment must not end this for good
+                    log.warning("requests cannot be read, and are looked for again: %s", error)
                 self._bell.wait(_LOOK_ANYWAY_S)
         self._bell.close()
 

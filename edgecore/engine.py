@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol
 
 from attrs import Factory, define, evolve, field, frozen
 
-from edgecore.alarms import AlarmListener, Alarms, HostTrouble, Silence
+from edgecore.alarms import STORE, AlarmListener, Alarms, HostTrouble, Silence
 from edgecore.backoff import Backoff
 from edgecore.clock import Clock
 from edgecore.errors import ActionStopped, EdgeError, SchedulerUnavailable, StoreError, Unavailable, Veto
@@ -58,7 +58,6 @@ class _Task:
 _SOON_S: Final = 0.2
 _ALL: Final = 1_000_000_000
 """More jobs than there can be: one look serves all that wait for one."""
-_STORE: Final = "store"
 _HOST_TRIES: Final = 4
 """What no job is to blame for is tried again as if for so-manieth time, ever again."""
 _MISTAKE: Final = "a mistake in edgecore, please report it"
@@ -370,7 +369,7 @@ class Engine:
                 "unexpected error in lane %s of jobs %s", step.lane, ids, exc_info=error, extra={"jobs": ids}
             )
         if isinstance(error, StoreError):
-            self.alarms.raise_once(_STORE, str(error))
+            self.alarms.raise_once(STORE, str(error))
         changes = []
         for task in tasks:
             job = self.jobs.get(task.job.id, task.job)
@@ -470,10 +469,10 @@ class Engine:
                 self._hand_over(part)
             return
         if error is not None:
-            self.alarms.raise_once(_STORE, str(error))
+            self.alarms.raise_once(STORE, str(error))
             self._again_later(changes[0].after.id)
             return
-        self.alarms.clear(_STORE, "changes are written again")
+        self.alarms.clear(STORE, "changes are written again")
         written = [change for change, ok in zip(changes, future.result(), strict=True) if ok]
         for change in changes:
             self._busy.discard(change.after.id)

@@ -87,6 +87,7 @@ def decide(
     unwanted: bool = False,
     unclear: bool = False,
     started: int | None = None,
+    wall_clock: int | None = None,
 ) -> Decision:
     """Tell what *token* and *seen* prove about one attempt.
 
@@ -95,6 +96,8 @@ def decide(
     first time. *unwanted* says that it is not to start any more: cancelled, or given up. *unclear* says that the outcome of the submission is not known, so that a miss needs
     no patience: the token makes a late start harmless. *started* is when it started by the
     batch system's word, which counts where a file system keeps a file's times through a rename.
+    *wall_clock* is the time by the host's clock where that was set since *now* began to count: a
+    walltime has passed only where it has by both.
     """
     ended = seen is not None and seen.state is NativeState.ENDED
     silent_for = now - (missed if missed is not None else now)
@@ -111,7 +114,7 @@ def decide(
         if unwanted or ended or (seen is None and (unclear or silent_for >= patience.lost_after)):
             return Decision(Finding.REVOKE, reason or "the batch system does not know it")
         return Decision(Finding.QUIET if seen is None else Finding.ALIVE)
-    running_for = now - max(token.since, started or 0)
+    running_for = min(now, wall_clock or now) - max(token.since, started or 0)
     return _running(token, seen, silent_for, running_for, patience)
 
 

@@ -16,17 +16,18 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Final
 
-from attrs import define, evolve, field, frozen
+from attrs import Factory, define, evolve, field, frozen
 
 from edgecore import serial
 from edgecore.admission import Admission
-from edgecore.alarms import Silence
+from edgecore.alarms import STORE, Silence
 from edgecore.backoff import Backoff
 from edgecore.broker import Broker
+from edgecore.clock import SteadyClock
 from edgecore.control import Control
 from edgecore.drivers import MessagingRelay
 from edgecore.engine import Engine
-from edgecore.errors import DefinitionError, EdgeError, Problem
+from edgecore.errors import DefinitionError, EdgeError, Problem, StoreError
 from edgecore.logs import about
 from edgecore.models import (
     ControlMessage,
@@ -50,6 +51,7 @@ _MOST_AT_ONCE: Final = 200
 _WAIT_S: Final = 1.0
 _LONGEST_ID: Final = 255
 _EXCERPT_BYTES: Final = 2_000
+_NEVER_US: Final = 2**62
 _DURABLE_S: Final = 5.0
 """How long to wait until a request is durable; then it goes back to the broker."""
 
@@ -89,6 +91,9 @@ class Intake:
     backoff: Backoff = field(factory=lambda: Backoff(first_s=1.0, longest_s=60.0))
     _stop: threading.Event = field(init=False, factory=threading.Event)
     _begun: deque[_Batch] = field(init=False, factory=deque)
+    _steady: SteadyClock = field(
+        init=False, default=Factory(lambda self: SteadyClock(self.engine.clock), takes_self=True)
+    )
     _silence: Silence = field(init=False)
     """Of the broker or the store: whatever keeps us from taking more."""
 
@@ -118,16 +123,21 @@ class Intake:
         with Reader(self.store_path) as reader:
             while not self._stop.is_set():
                 try:
-                    self._round(reader)
-                    self._silence.answered()
+                    if self._round(reader):
+                        self._silence.answered()
                 except Exception as error:
                     self._silence.failed(error)
+                    if isinstance(error, StoreError):
+                        self.engine.alarms.raise_once(STORE, str(error))
                     self._finish_all(reader)  # what is durable must not wait with us
                     self._stop.wait(self.backoff.after(self._silence.failures))
             self._finish_all(reader)
 
-    def _round(self, reader: Reader) -> None:
-        """Receive and begin one batch, and finish the one before, which was committed meanwhile."""
+    def _round(self, reader: Reader) -> bool:
+        """Receive and begin one batch, and finish the one before, which was committed meanwhile.
+
+        Tell whether that shows that all is well: what has only begun may yet be found not to be durable.
+        """
         wait_s = 0.0 if self._begun else _WAIT_S
         deliveries = self.messaging.receive(queue=self.queue, limit=_MOST_AT_ONCE, timeout_s=wait_s)
         if deliveries:
@@ -138,6 +148,8 @@ class Intake:
                 raise
         if len(self._begun) > 1 or not deliveries:
             self._finish_first(reader)
+            return True
+        return not self._begun
 
     def _put_back(self, deliveries: Sequence[Delivery]) -> None:
         self.messaging.settle(deliveries=deliveries, verdict=Verdict.PUT_BACK, reason="")
@@ -224,8 +236,7 @@ class Intake:
 
     def _repeated_since(self, delivery: Delivery) -> int:
         """Return since when an equal content, taken before, makes a delivery a repetition."""
-        now = self.store.now()
-        return now - REPEATED_WITHIN_US if delivery.redelivered else now + 1
+        return self._steady.earliest() - REPEATED_WITHIN_US if delivery.redelivered else _NEVER_US
 
     def _reject(self, delivery: Delivery, error: DefinitionError) -> _Taken:
         owner = self._owner(delivery)

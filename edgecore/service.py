@@ -257,7 +257,7 @@ class Balsam:
             owner=config.owner,
             alarm_after_s=config.timing.alarm_after_s,
         )
-        cleaning = Cleaning(config=config, store=store, clock=self.clock)
+        cleaning = Cleaning(config=config, store=store, clock=self.clock, change=engine.change)
         return outbox, cleaning, RequestWatch(config.store, store, control), intake
 
     def _open_scheduling(self, plugins: Sequence[object]) -> SchedulingRelay | None:

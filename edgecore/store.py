@@ -280,7 +280,9 @@ class Store:
         """Note that these jobs' directories were removed."""
 
         def write(connection: sqlite3.Connection) -> None:
-            connection.executemany("UPDATE jobs SET kept = 0 WHERE id = ?", [(number,) for number in job_ids])
+            connection.executemany(
+                "UPDATE jobs SET kept = 0 WHERE id = ? AND settled = 1", [(number,) for number in job_ids]
+            )
 
         return self._hand(write)
 

@@ -272,8 +272,8 @@ _ADVICE: Final = {
     sqlite3.SQLITE_IOERR: "the disk of {place} does not work, is full or over quota: see the system's log",
     sqlite3.SQLITE_READONLY: "this account must be able to write the file and {place}: look at their permissions "
     "and whether the disk is mounted read-only",
-    sqlite3.SQLITE_CANTOPEN: "see that {place} is there, that this account may write it, and that it may open more "
-    "files (ulimit -n)",
+    sqlite3.SQLITE_CANTOPEN: "see that {place} is there and not mounted read-only, and that this account may write "
+    "it and may open more files (ulimit -n)",
     sqlite3.SQLITE_BUSY: "another process keeps it locked: fuser {path} names it",
     sqlite3.SQLITE_CONSTRAINT: "this is a mistake in edgecore, please report it",
 }

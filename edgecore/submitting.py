@@ -50,8 +50,8 @@ class Submitting:
     """Ends a job at a step that failed for good, with what is known of its latest attempt."""
     wait_us: Callable[[Job], int]
     """How long to wait before a further attempt, after one that never started."""
-    _refused_until: dict[str | None, tuple[int, str]] = field(init=False, factory=dict)
-    """Batch queue -> until when it is left alone, microseconds UTC, and why."""
+    _refused_until: dict[str | None, tuple[float, str]] = field(init=False, factory=dict)
+    """Batch queue -> until when it is left alone, on the monotonic clock, and why."""
 
     def room(self, counts: Counter[JobState]) -> int:
         """Return how many more jobs may wait at the batch system, which is limited."""
@@ -86,8 +86,10 @@ class Submitting:
         changes = []
         for job in jobs:
             number = (job.attempt.number if job.attempt else 0) + 1
-            due, reason = self._refused_until.get(job.definition.queue, (0, ""))
-            if due > now:  # another job of this queue was refused for load: an attempt would be wasted
+            until, reason = self._refused_until.get(job.definition.queue, (0.0, ""))
+            left_s = until - self.place.clock.monotonic()
+            if left_s > 0:  # another job of this queue was refused for load: an attempt would be wasted
+                due = now + round(left_s * 1e6)
                 outcomes[job.id] = Postponed(f"its queue takes nothing now: {reason}", due)
                 continue
             try:
@@ -199,9 +201,10 @@ class Submitting:
         if answer.kind is Refusal.PERMANENT:
             return self.give_up(job, S.SUBMIT_FAILED, answer.reason, attempt)
         waiting = job.moved(S.PREPROCESSED, now, f"refused for now: {answer.reason}", attempt=attempt)
-        due = now + self.wait_us(waiting)
-        self._refused_until[job.definition.queue] = (due, answer.reason)
-        return Change(job, (evolve(waiting, due=due),))
+        wait_us = self.wait_us(waiting)
+        until = self.place.clock.monotonic() + wait_us / 1e6
+        self._refused_until[job.definition.queue] = (until, answer.reason)
+        return Change(job, (evolve(waiting, due=now + wait_us),))
 
 
 def alike(job: Job) -> Hashable:

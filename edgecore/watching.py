@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from attrs import evolve, field, frozen
+from attrs import Factory, evolve, field, frozen
 
 from edgecore import batch
-from edgecore.clock import Clock
+from edgecore.clock import Clock, SteadyClock
 from edgecore.drivers import SchedulingRelay
 from edgecore.errors import Unavailable
 from edgecore.evidence import Decision, Finding, Patience, WaitLimits, decide, outstays
@@ -63,6 +63,10 @@ class Watching:
     wait_us: Callable[[Job], int]
     """How long to wait before a further attempt, after one that never started."""
     clock: Clock = field(factory=Clock)
+    _steady: SteadyClock = field(
+        init=False, default=Factory(lambda self: SteadyClock(self.clock), takes_self=True)
+    )
+    """For how long something has lasted, whatever becomes of the clock meanwhile."""
 
     def look(self, jobs: Sequence[Job]) -> Mapping[int, Change]:
         """Look at all *jobs* at once; those without an answer stay as they are.
@@ -151,7 +155,8 @@ class Watching:
                 token,
                 seen,
                 missed=_attempt(job).missed,
-                now=self.clock.now(),
+                now=self._steady.now(),
+                wall_clock=self.clock.now(),
                 patience=self.patience(job),
                 unwanted=cancelled or bool(attempt.given_up),
                 unclear=_attempt(job).batch_id is None,
@@ -171,7 +176,7 @@ class Watching:
         """Take over what a listing tells about an attempt."""
         attempt = _attempt(job)
         alive = seen is not None and seen.state is not NativeState.ENDED
-        missed = None if alive else attempt.missed or self.clock.now()
+        missed = None if alive else attempt.missed or self._steady.now()
         if seen is None:
             return evolve(attempt, missed=missed)
         waiting, stuck = self._waits(job, seen)
@@ -196,11 +201,11 @@ class Watching:
         ours = job.intent is Intent.HELD or attempt.held
         if seen.state is NativeState.RUNNING or ours:
             return None, None
-        stuck = (attempt.stuck or self.clock.now()) if seen.never_starts else None
-        return attempt.waiting or self.clock.now(), stuck
+        stuck = (attempt.stuck or self._steady.now()) if seen.never_starts else None
+        return attempt.waiting or self._steady.now(), stuck
 
     def _outstays(self, attempt: Attempt) -> str:
-        now = self.clock.now()
+        now = self._steady.now()
         return outstays(stuck=attempt.stuck, waiting=attempt.waiting, now=now, limits=self.limits)
 
     def _borne(self, job: Job, attempt: Attempt, seen: Observation) -> Attempt:
@@ -223,7 +228,7 @@ class Watching:
         if not attempt.given_up or (token is not None and token.state is batch.TokenState.REVOKED):
             return attempt
         alive = seen is not None and seen.state is not NativeState.ENDED
-        skew = self.patience(job).clock_skew
+        skew = self.patience(job).clock_skew + abs(self._steady.jumped_us)
         # A token that began to run while it waited belies the listing; an older one was put back into the queue.
         starts = (
             token is not None

@@ -108,6 +108,9 @@ class Calendar(Clock):
     def now(self) -> int:
         return super().now() + round(self.days * 86_400_000_000)
 
+    def monotonic(self) -> float:
+        return super().monotonic() + self.days * 86_400
+
 
 @pytest.mark.parametrize("body", [None, b"hello"], ids=["job", "rejected"])
 def test_without_any_id_nothing_repeats_what_was_taken_more_than_a_day_ago(
