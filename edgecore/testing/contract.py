@@ -40,7 +40,7 @@ FAULTS: Final[Mapping[int, str]] = {
 """The fault matrix: number -> its name in the table of coverage."""
 
 
-def not_shown(cls: type, fault: int, variant: str | None) -> str:
+def not_shown(cls: type, fault: int, variant: str | None = None) -> str:
     """Return why *cls* says that it cannot show a fault, or one variant of it; empty where it can."""
     cannot = getattr(cls, "cannot", {})
     reason = cannot.get(fault) or (cannot.get((fault, variant)) if variant is not None else None)
@@ -78,8 +78,7 @@ class SchedulingTests:
     @pytest.fixture(autouse=True)
     def _skip_what_cannot_be_shown(self, request: pytest.FixtureRequest) -> None:
         for mark in request.node.iter_markers("fault"):
-            reason = not_shown(type(self), mark.args[0], mark.args[1] if mark.args[1:] else None)
-            if reason:
+            if reason := not_shown(type(self), *mark.args):
                 pytest.skip(f"fault {mark.args[0]}: {reason}")
 
     @pytest.fixture

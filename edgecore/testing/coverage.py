@@ -34,7 +34,7 @@ def fault_table(items: Iterable[pytest.Item]) -> str:
             continue
         numbers = shown.setdefault(cls, set())
         for mark in item.iter_markers("fault"):
-            if not not_shown(cls, mark.args[0], mark.args[1] if mark.args[1:] else None):
+            if not not_shown(cls, *mark.args):
                 numbers.add(mark.args[0])
     classes = sorted(shown, key=lambda cls: (cls.driver, cls.live))
     notes: dict[str, int] = {}
@@ -50,7 +50,7 @@ def fault_table(items: Iterable[pytest.Item]) -> str:
 
 
 def _cell(cls: type[SchedulingTests], number: int, shown: set[int], notes: dict[str, int]) -> str:
-    reasons = [not_shown(cls, number, None)]
+    reasons = [not_shown(cls, number)]
     for key, reason in cls.cannot.items():
         if isinstance(key, tuple) and key[0] == number:
             reasons.append(f"{key[1]}: {reason}")
