@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -102,6 +102,20 @@ def test_letters_that_were_refused_are_a_warning(place: Place) -> None:
 
 
 # ------------------------------------------------------------------------------- scheduling
+
+
+def test_layers_of_whoever_embeds_the_library_are_around_the_drivers(place: Place) -> None:
+    asked_for: list[str] = []
+
+    class Layer:
+        @hookimpl(wrapper=True)
+        def find(self, tags: Sequence[str]) -> Generator[None, Any, Any]:
+            asked_for.extend(tags)
+            return (yield)
+
+    list(doctor.diagnose(place.config, plugins=[Layer()]))
+
+    assert ["edoctor"] == asked_for
 
 
 @define(eq=False)

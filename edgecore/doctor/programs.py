@@ -14,14 +14,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from edgecore.applications import check_application, launcher_arguments
+from edgecore.clock import Clock
 from edgecore.config import SiteConfig
 from edgecore.doctor.checks import LIMIT_S, Check, findings_of
-from edgecore.errors import EdgeError, StoreError
+from edgecore.errors import ConfigurationError, EdgeError, StoreError
 from edgecore.models import Application, Finding, Level, SiteContext
 from edgecore.reader import Reader
+from edgecore.telling import open_alarm_command
 
 __all__ = ["program_checks"]
 
@@ -70,14 +72,13 @@ class _Programs:
         return Finding(name, Level.FAILURE if certain else Level.WARNING, words, remedy)
 
     def alarms(self) -> Iterator[Finding]:
-        """Look for the operator's program that is told of alarms; it is not run."""
-        program, path = self.config.alarms.command[0], self.environment.get("PATH", os.defpath)
-        found = shutil.which(program, path=path)
-        if found is not None:
-            yield Finding("command", Level.OK, found)
+        """Look for the operator's program that is told of alarms, as every start does; it is not run."""
+        try:
+            open_alarm_command(self.config, Clock())
+        except ConfigurationError as error:
+            yield from findings_of("command", error)
         else:
-            words = f"{program} is not an executable file on PATH={path}: nobody would hear of an alarm"
-            yield Finding("command", Level.FAILURE, words, "correct [alarms] command, or install it")
+            yield Finding("command", Level.OK, self.config.alarms.command[0])
 
     def applications(self) -> Iterator[Finding]:
         """Look at every entry of the catalogue, its programs, and how it fits the site."""
@@ -98,8 +99,7 @@ class _Programs:
         try:
             check_application(application, self.config.launchers)
         except EdgeError as error:
-            for finding in findings_of(application.name, error):
-                yield Finding(finding.subject, finding.level, finding.message, _ADD)
+            yield from (evolve(finding, remedy=_ADD) for finding in findings_of(application.name, error))
 
     def _fits(self, application: Application) -> Iterator[Finding]:
         """Compare what an application allows with what a definition gets by default."""
