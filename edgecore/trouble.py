@@ -26,8 +26,7 @@ _ADVICE: Final[Mapping[int, str]] = {
 
 def of_host(error: BaseException | None) -> str:
     """Say what this host cannot do at present and what to do; empty where *error* is no trouble of the host."""
-    advice = _ADVICE.get(error.errno or 0) if isinstance(error, OSError) else None
-    if not isinstance(error, OSError) or advice is None:
+    if not isinstance(error, OSError) or (advice := _ADVICE.get(error.errno or 0)) is None:
         return ""
     where = f": {error.filename}" if error.filename else ""
     return f"{error.strerror}{where}; {advice}; it goes on by itself"

@@ -100,16 +100,19 @@ _TRANSFERS: Final = (
     (_S.STAGE_IN_FAILED, "input", "input_url"),
     (_S.STAGE_OUT_FAILED, "output", "output_url"),
 )
+_BEFORE_SUBMISSION: Final = (_S.STAGE_IN_FAILED, _S.PREPROCESS_FAILED, _S.SUBMIT_FAILED)
+_AFTER_EXECUTION: Final = (_S.POSTPROCESS_FAILED, _S.STAGE_OUT_FAILED)
 _PROGRAM_STEPS: Final = (_S.PREPROCESS_FAILED, _S.POSTPROCESS_FAILED)
 
 
 def _everywhere(step: JobState) -> Iterator[Failure]:
     """Give the kinds that more than one step can meet."""
-    yield Failure(
-        kind="too-late", step=step, words="was not to be submitted after", who=_SUBMITTER,
-        means="The time that its sender set as not_after passed before it was submitted.",
-        todo=f"{_ANEW}, with a later not_after.",
-    )  # fmt: skip
+    if step in _BEFORE_SUBMISSION:
+        yield Failure(
+            kind="too-late", step=step, words="was not to be submitted after", who=_SUBMITTER,
+            means="The time that its sender set as not_after passed before it was submitted.",
+            todo=f"{_ANEW}, with a later not_after.",
+        )  # fmt: skip
     yield Failure(
         kind="application-gone", step=step, words="is not registered any more", who=_OPERATOR,
         means="The operator took its application out of the catalogue while it was on its way.",
@@ -301,12 +304,7 @@ _AFTERWARDS: Final = Failure(
 )  # fmt: skip
 
 FAILURES: Final[tuple[Failure, ...]] = (
-    *(
-        kind
-        for step in (_S.STAGE_IN_FAILED, _S.PREPROCESS_FAILED, _S.SUBMIT_FAILED)
-        for kind in _everywhere(step)
-    ),
-    *(kind for step in (_S.POSTPROCESS_FAILED, _S.STAGE_OUT_FAILED) for kind in list(_everywhere(step))[1:]),
+    *(kind for step in (*_BEFORE_SUBMISSION, *_AFTER_EXECUTION) for kind in _everywhere(step)),
     *(kind for step, what, key in _TRANSFERS for kind in _of_transfers(step, what, key)),
     *(kind for step in _PROGRAM_STEPS for kind in _of_programs(step)),
     _SETTINGS,
