@@ -12,35 +12,15 @@ import pytest
 
 __all__ = ["pytest_addoption", "pytest_collection_finish", "pytest_configure"]
 
-_MODULES: Final = (
-    "bench",
-    "campaign",
-    "contract",
-    "client",
-    "ending_faults",
-    "hook_faults",
-    "hooks",
-    "listing_faults",
-    "messaging",
-    "messaging_base",
-    "messaging_breaks",
-    "parsers",
-    "scheduling",
-    "site",
-    "submit_faults",
-    "transfer",
-    "transfer_base",
-    "transfer_breaks",
-    "worker",
-)
-"""Where assertions stand."""
-
 _MARKERS: Final = (
     "fault(number, variant): shows how a fault of the matrix is borne",
     "slow: starts processes or waits for them",
 )
 
-pytest.register_assert_rewrite(*(f"edgecore.testing.{name}" for name in _MODULES))
+# Not this package as a whole: it is imported already, as we are.
+pytest.register_assert_rewrite(
+    *(f"edgecore.testing.{path.stem}" for path in Path(__file__).parent.glob("[a-z]*.py"))
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
