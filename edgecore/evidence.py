@@ -17,10 +17,10 @@ from attrs import field, frozen
 from edgecore.batch import Token, TokenState
 from edgecore.models import NativeState, Observation
 
-__all__ = ["Decision", "Finding", "Patience", "WaitLimits", "decide", "outstays"]
+__all__ = ["Conclusion", "Decision", "Patience", "WaitLimits", "decide", "outstays"]
 
 
-class Finding(StrEnum):
+class Conclusion(StrEnum):
     """What follows from the evidence."""
 
     ALIVE = "alive"
@@ -43,9 +43,9 @@ class Finding(StrEnum):
 
 @frozen
 class Decision:
-    """A finding, with the reason in words for people."""
+    """A conclusion, with the reason in words for people."""
 
-    finding: Finding
+    conclusion: Conclusion
     reason: str = ""
     exit_code: int | None = None
 
@@ -74,7 +74,7 @@ class WaitLimits:
     """From when it waits, for whatever reason; None: as long as it takes."""
 
 
-_ENDINGS: Final = {TokenState.REVOKED: Finding.NEVER_STARTED, TokenState.STOPPED: Finding.INTERRUPTED}
+_ENDINGS: Final = {TokenState.REVOKED: Conclusion.NEVER_STARTED, TokenState.STOPPED: Conclusion.INTERRUPTED}
 
 
 def decide(
@@ -93,9 +93,10 @@ def decide(
 
     *seen* is what a listing begun after the submission showed, None when it did not show it.
     *missed* is since when no listing shows it alive (microseconds UTC), None when this is the
-    first time. *unwanted* says that it is not to start any more: cancelled, or given up. *unclear* says that the outcome of the submission is not known, so that a miss needs
-    no patience: the token makes a late start harmless. *started* is when it started by the
-    batch system's word, which counts where a file system keeps a file's times through a rename.
+    first time. *unwanted* says that it is not to start any more: cancelled, or given up. *unclear*
+    says that the outcome of the submission is not known, so that a miss needs no patience: the token
+    makes a late start harmless. *started* is when it started by the batch system's word, which counts
+    where a file system keeps a file's times through a rename.
     *wall_clock* is the time by the host's clock where that was set since *now* began to count: a
     walltime has passed only where it has by both.
     """
@@ -104,16 +105,16 @@ def decide(
     reason = seen.reason if seen is not None else ""
     if token is None:
         if silent_for >= patience.lost_after:
-            return Decision(Finding.LOST, "its run directory shows no token: is the file system mounted?")
-        return Decision(Finding.QUIET)
+            return Decision(Conclusion.LOST, "its run directory shows no token: is the file system mounted?")
+        return Decision(Conclusion.QUIET)
     if token.state is TokenState.ENDED:
-        return Decision(Finding.ENDED, reason, token.exit_code)
+        return Decision(Conclusion.ENDED, reason, token.exit_code)
     if token.state in _ENDINGS:
         return Decision(_ENDINGS[token.state], reason)
     if token.state is TokenState.READY:
         if unwanted or ended or (seen is None and (unclear or silent_for >= patience.lost_after)):
-            return Decision(Finding.REVOKE, reason or "the batch system does not know it")
-        return Decision(Finding.QUIET if seen is None else Finding.ALIVE)
+            return Decision(Conclusion.REVOKE, reason or "the batch system does not know it")
+        return Decision(Conclusion.QUIET if seen is None else Conclusion.ALIVE)
     running_for = min(now, wall_clock or now) - max(token.since, started or 0)
     return _running(token, seen, silent_for, running_for, patience)
 
@@ -124,16 +125,16 @@ def _running(
     if seen is not None and (seen.batch_id != token.batch_id or _is_of_former(token, seen, patience)):
         seen = None  # an answer about another execution of the same script says nothing of this one
     if seen is not None and seen.state is not NativeState.ENDED:
-        return Decision(Finding.ALIVE)
+        return Decision(Conclusion.ALIVE)
     if seen is not None and silent_for < patience.grace:
-        return Decision(Finding.QUIET)
+        return Decision(Conclusion.QUIET)
     if seen is not None:
-        return Decision(Finding.FENCE, seen.reason or "ended without an end record", seen.exit_code)
+        return Decision(Conclusion.FENCE, seen.reason or "ended without an end record", seen.exit_code)
     if silent_for < patience.lost_after:
-        return Decision(Finding.QUIET)
+        return Decision(Conclusion.QUIET)
     if running_for >= patience.walltime:
-        return Decision(Finding.FENCE, "its walltime has passed and the batch system does not know it")
-    return Decision(Finding.LOST, "it started, wrote no end, and the batch system does not know it")
+        return Decision(Conclusion.FENCE, "its walltime has passed and the batch system does not know it")
+    return Decision(Conclusion.LOST, "it started, wrote no end, and the batch system does not know it")
 
 
 def _is_of_former(token: Token, seen: Observation, patience: Patience) -> bool:

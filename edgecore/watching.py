@@ -18,7 +18,7 @@ from edgecore import batch
 from edgecore.clock import Clock, SteadyClock
 from edgecore.drivers import SchedulingRelay
 from edgecore.errors import Unavailable
-from edgecore.evidence import Decision, Finding, Patience, WaitLimits, decide, outstays
+from edgecore.evidence import Conclusion, Decision, Patience, WaitLimits, decide, outstays
 from edgecore.logs import about
 from edgecore.models import (
     Answer,
@@ -165,9 +165,9 @@ class Watching:
             if token is not None and token.batch_id and token.batch_id != attempt.batch_id:
                 # The submit command repeated itself, or we never learnt the id: the token is right.
                 attempt = evolve(attempt, batch_id=token.batch_id)
-            if decision.finding is Finding.REVOKE and not run.revoke():
+            if decision.conclusion is Conclusion.REVOKE and not run.revoke():
                 continue
-            if decision.finding is Finding.FENCE and token is not None and not run.stop(token):
+            if decision.conclusion is Conclusion.FENCE and token is not None and not run.stop(token):
                 continue
             return self._follow(job, attempt, decision, seen, run)
         return None
@@ -270,14 +270,14 @@ class Watching:
         seen: Observation | None,
         run: batch.RunDirectory,
     ) -> Change | None:
-        finding = decision.finding
-        if finding is Finding.ENDED:
+        conclusion = decision.conclusion
+        if conclusion is Conclusion.ENDED:
             return self._ended(job, attempt, decision, run)
-        if finding in (Finding.REVOKE, Finding.NEVER_STARTED):
+        if conclusion in (Conclusion.REVOKE, Conclusion.NEVER_STARTED):
             return self._never_started(job, attempt, decision, seen)
-        if finding in (Finding.FENCE, Finding.INTERRUPTED):
+        if conclusion in (Conclusion.FENCE, Conclusion.INTERRUPTED):
             return self._interrupted(job, attempt, decision)
-        if finding is Finding.LOST:
+        if conclusion is Conclusion.LOST:
             return self._lost(job, attempt, decision)
         return self._alive(job, attempt, seen)
 

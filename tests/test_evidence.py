@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgecore.batch import Token, TokenState
-from edgecore.evidence import Decision, Finding, Patience, WaitLimits, decide, outstays
+from edgecore.evidence import Conclusion, Decision, Patience, WaitLimits, decide, outstays
 from edgecore.models import NativeState, Observation
 
 SECOND = 1_000_000
@@ -95,13 +95,13 @@ def columns(line: str) -> list[str]:
 
 
 def rows() -> list[tuple[str, str, str, str]]:
-    """Return token, answer, silence and finding for every cell of the table."""
+    """Return token, answer, silence and conclusion for every cell of the table."""
     head, *lines = TABLE.strip().splitlines()
     silences = columns(head)[2:]
     cells = []
-    for token, answer, *findings in map(columns, lines):
+    for token, answer, *conclusions in map(columns, lines):
         for each in ANSWERS if answer == "*" else [answer]:
-            cells += [(token, each, *pair) for pair in zip(silences, findings, strict=True)]
+            cells += [(token, each, *pair) for pair in zip(silences, conclusions, strict=True)]
     return cells
 
 
@@ -126,33 +126,33 @@ def test_the_table_names_every_token_with_every_answer_and_every_silence() -> No
     assert set(product(TOKENS, ANSWERS, SILENCE)) == {row[:3] for row in rows()}
 
 
-@pytest.mark.parametrize(("token", "answer", "silence", "finding"), rows())
-def test_the_decision_is_that_of_the_table(token: str, answer: str, silence: str, finding: str) -> None:
-    assert finding == decided(token, answer, silence).finding
+@pytest.mark.parametrize(("token", "answer", "silence", "conclusion"), rows())
+def test_the_decision_is_that_of_the_table(token: str, answer: str, silence: str, conclusion: str) -> None:
+    assert conclusion == decided(token, answer, silence).conclusion
 
 
-@pytest.mark.parametrize(("token", "answer", "silence", "finding"), rows())
+@pytest.mark.parametrize(("token", "answer", "silence", "conclusion"), rows())
 def test_a_cancel_revokes_whatever_has_not_started_and_changes_no_other_decision(
-    token: str, answer: str, silence: str, finding: str
+    token: str, answer: str, silence: str, conclusion: str
 ) -> None:
-    expected = "revoke" if token == "ready" else finding
-    assert expected == decided(token, answer, silence, cancelled=True).finding
+    expected = "revoke" if token == "ready" else conclusion
+    assert expected == decided(token, answer, silence, cancelled=True).conclusion
 
 
-@pytest.mark.parametrize(("token", "answer", "silence", "finding"), rows())
+@pytest.mark.parametrize(("token", "answer", "silence", "conclusion"), rows())
 def test_an_unclear_submission_that_is_not_listed_is_revoked_at_once_and_changes_no_other_decision(
-    token: str, answer: str, silence: str, finding: str
+    token: str, answer: str, silence: str, conclusion: str
 ) -> None:
-    expected = "revoke" if (token, answer) == ("ready", "none") else finding
-    assert expected == decided(token, answer, silence, unclear=True).finding
+    expected = "revoke" if (token, answer) == ("ready", "none") else conclusion
+    assert expected == decided(token, answer, silence, unclear=True).conclusion
 
 
 def test_the_exit_code_of_an_end_is_that_of_the_token_not_of_the_batch_system() -> None:
-    assert Decision(Finding.ENDED, "out of memory", 3) == decided("ended", "ended", "new")
+    assert Decision(Conclusion.ENDED, "out of memory", 3) == decided("ended", "ended", "new")
 
 
 def test_a_fenced_execution_has_the_exit_code_and_the_reason_of_the_batch_system() -> None:
-    assert Decision(Finding.FENCE, "out of memory", 137) == decided("running", "ended", "grace")
+    assert Decision(Conclusion.FENCE, "out of memory", 137) == decided("running", "ended", "grace")
 
 
 def test_the_reason_why_it_never_started_is_that_of_the_batch_system() -> None:
@@ -195,21 +195,21 @@ def test_a_rename_is_asked_for_only_where_it_is_allowed_and_an_end_never_changes
         token, seen, missed=missed, now=now, patience=PATIENCE, unwanted=cancelled, unclear=unclear
     )
     state = token.state if token else None
-    lasting: dict[TokenState | None, Finding] = {
-        TokenState.ENDED: Finding.ENDED,
-        TokenState.REVOKED: Finding.NEVER_STARTED,
-        TokenState.STOPPED: Finding.INTERRUPTED,
+    lasting: dict[TokenState | None, Conclusion] = {
+        TokenState.ENDED: Conclusion.ENDED,
+        TokenState.REVOKED: Conclusion.NEVER_STARTED,
+        TokenState.STOPPED: Conclusion.INTERRUPTED,
     }
-    assert lasting.get(state) == (found.finding if found.finding in lasting.values() else None)
-    if found.finding is Finding.REVOKE:
+    assert lasting.get(state) == (found.conclusion if found.conclusion in lasting.values() else None)
+    if found.conclusion is Conclusion.REVOKE:
         assert state is TokenState.READY
         assert cancelled or seen is None or seen.state is NativeState.ENDED
-    if found.finding is Finding.FENCE:
+    if found.conclusion is Conclusion.FENCE:
         assert state is TokenState.RUNNING
         assert missed is not None
         assert now - missed >= PATIENCE.grace
         assert seen is None or seen.state is NativeState.ENDED or seen.batch_id != "7"
-    if found.finding is Finding.ALIVE:
+    if found.conclusion is Conclusion.ALIVE:
         assert seen is not None
         assert seen.state is not NativeState.ENDED
 
@@ -218,11 +218,11 @@ def test_a_rename_is_asked_for_only_where_it_is_allowed_and_an_end_never_changes
 def test_patience_never_turns_a_listing_that_shows_it_alive_into_anything_else(
     token: Token | None, seen: Observation | None, missed: int, now: int
 ) -> None:
-    def found(since: int | None) -> Finding:
-        return decide(token, seen, missed=since, now=now, patience=PATIENCE).finding
+    def found(since: int | None) -> Conclusion:
+        return decide(token, seen, missed=since, now=now, patience=PATIENCE).conclusion
 
-    if found(None) is Finding.ALIVE:
-        assert found(missed) == Finding.ALIVE
+    if found(None) is Conclusion.ALIVE:
+        assert found(missed) == Conclusion.ALIVE
 
 
 def running(*, since: int) -> Token:
@@ -232,12 +232,12 @@ def running(*, since: int) -> Token:
 def test_past_its_walltime_an_execution_is_fenced_only_when_missed_as_long_as_a_lost_one() -> None:
     now = 100_000 * SECOND
     token = running(since=now - 2 * PATIENCE.walltime)
-    for silent_for, finding in (
-        (PATIENCE.lost_after - 1, Finding.QUIET),
-        (PATIENCE.lost_after, Finding.FENCE),
+    for silent_for, conclusion in (
+        (PATIENCE.lost_after - 1, Conclusion.QUIET),
+        (PATIENCE.lost_after, Conclusion.FENCE),
     ):
         decision = decide(token, None, missed=now - silent_for, now=now, patience=PATIENCE)
-        assert finding is decision.finding
+        assert conclusion is decision.conclusion
 
 
 def test_a_walltime_counts_from_the_start_where_a_file_system_keeps_the_time_of_a_file_through_a_rename() -> (
@@ -249,7 +249,7 @@ def test_a_walltime_counts_from_the_start_where_a_file_system_keeps_the_time_of_
     decision = decide(
         token, None, missed=now - PATIENCE.lost_after, now=now, patience=PATIENCE, started=started
     )
-    assert Finding.LOST is decision.finding
+    assert Conclusion.LOST is decision.conclusion
 
 
 # ------------------------------------------------------------------------ waiting

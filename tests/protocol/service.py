@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from attrs import evolve
 
 from edgecore.batch import _parse_token
-from edgecore.evidence import Decision, Finding, Patience, decide
+from edgecore.evidence import Conclusion, Decision, Patience, decide
 from edgecore.models import NativeState, Observation
 from protocol.explorer import Kind
 from protocol.files import glimpses, make_ready, rename
@@ -180,9 +180,7 @@ def _decide(
             continue
         now = store._replace(given_up=given_up)
         found = judge(name, answer, silence, store.cancelled or given_up, store.state == "SUBMITTING", rules)
-        label = (
-            f"finds {found.finding} (token {name or 'none'}, shown {_words(answer)}, silence {silence.name})"
-        )
+        label = f"finds {found.conclusion} (token {name or 'none'}, shown {_words(answer)}, silence {silence.name})"
         yield Act(label, max(kind, likely), _with(state, _next(found, name, now, rules), now))
 
 
@@ -199,17 +197,17 @@ def _still_given_up(name: str, answer: Answer | None, store: Store) -> Iterator[
 
 
 def _next(found: Decision, name: str, store: Store, rules: Rules) -> Memory:
-    if found.finding is Finding.REVOKE and store.state == "SUBMITTING" and not rules.new_attempt:
+    if found.conclusion is Conclusion.REVOKE and store.state == "SUBMITTING" and not rules.new_attempt:
         return Memory("submit")
-    if found.finding is Finding.REVOKE:
+    if found.conclusion is Conclusion.REVOKE:
         return Memory("revoke") if rules.revokes else Memory("never started")
-    if found.finding is Finding.FENCE:
+    if found.conclusion is Conclusion.FENCE:
         return Memory("fence", token=name) if rules.fences else Memory("interrupted")
-    if found.finding is Finding.ALIVE and (store.cancelled or store.given_up):
+    if found.conclusion is Conclusion.ALIVE and (store.cancelled or store.given_up):
         return Memory("cancel")
-    if found.finding in (Finding.ALIVE, Finding.QUIET, Finding.LOST):
+    if found.conclusion in (Conclusion.ALIVE, Conclusion.QUIET, Conclusion.LOST):
         return IDLE
-    return Memory(found.finding, exit_code=found.exit_code)
+    return Memory(found.conclusion, exit_code=found.exit_code)
 
 
 def _move_token(state: State, bounds: Bounds, rules: Rules) -> Iterator[Act]:
@@ -227,7 +225,7 @@ def _move_token(state: State, bounds: Bounds, rules: Rules) -> Iterator[Act]:
 
 def _conclude(state: State, bounds: Bounds) -> Iterator[Act]:
     store, memory = state.store, state.memory
-    if memory.doing == Finding.NEVER_STARTED:
+    if memory.doing == Conclusion.NEVER_STARTED:
         if store.cancelled:
             yield _end(state, "JOB_CANCELLED")
         elif store.given_up:
@@ -237,7 +235,7 @@ def _conclude(state: State, bounds: Bounds) -> Iterator[Act]:
                 "commits that the attempt never started", Kind.FAIR,
                 _with(state, IDLE, store._replace(state="PREPROCESSED")), "never started",
             )  # fmt: skip
-    elif memory.doing == Finding.ENDED and memory.exit_code == 0:
+    elif memory.doing == Conclusion.ENDED and memory.exit_code == 0:
         yield _end(state, "JOB_FINISHED")
     elif store.cancelled:
         yield _end(state, "JOB_CANCELLED")

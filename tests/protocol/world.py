@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from attrs import field, frozen
 
-from edgecore.evidence import Finding
+from edgecore.evidence import Conclusion
 from protocol.explorer import Kind, Step
 from protocol.script import GONE, script_moves
 from protocol.service import Act, Silence, judge, service_acts
@@ -47,7 +47,7 @@ class World:
         name = state.token(store.attempt)
         unclear = store.state == "SUBMITTING"
         found = judge(name, None, Silence.LONG, store.cancelled, unclear, self.rules)
-        return found.finding is Finding.LOST
+        return found.conclusion is Conclusion.LOST
 
     def steps(self, state: State) -> Iterator[Step[State]]:
         """Return everything that can happen next; nothing beyond the bound on attempts."""
