@@ -19,11 +19,11 @@ from copies import MEBIBYTE, bytes_written, content_of, deliver, fetch, planted_
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgecore.builtin import copy_work
+from edgecore import carrying
 from edgecore.builtin.copy import FileTransfer
-from edgecore.builtin.copy_plan import part_name
 from edgecore.errors import TransferInterrupted, TransferRefused, TransferStopped
 from edgecore.models import TransferUpdate
+from edgecore.trees import part_name
 
 
 @pytest.fixture
@@ -318,7 +318,7 @@ def test_a_copy_in_which_nothing_moves_is_given_up(tmp_path: Path, monkeypatch: 
         return read(*given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(os, "preadv", hang)
-    monkeypatch.setattr(copy_work, "_ENDING_S", 0.1)
+    monkeypatch.setattr(carrying, "_ENDING_S", 0.1)
     driver, before = FileTransfer(no_progress_s=0.3), set(threading.enumerate())
     try:
         with pytest.raises(TransferInterrupted, match=r"nothing moved .* for 0\.3 s"):

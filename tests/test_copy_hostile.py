@@ -16,8 +16,8 @@ import pytest
 from copies import content_of, deliver, fetch, planted_tree, silent, url_of
 
 from edgecore.builtin.copy import FileTransfer
-from edgecore.builtin.copy_plan import part_name
 from edgecore.errors import TransferInterrupted, TransferRefused
+from edgecore.trees import part_name
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import ClassVar
 import pytest
 from copies import url_of
 
-from edgecore.builtin import copy_work
+from edgecore import carrying
 from edgecore.testing.disks import small_disk
 from edgecore.testing.transfer import Peer, TransferContract
 
@@ -65,7 +65,7 @@ class Directory(Peer):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "preadv", hang)
-            patch.setattr(copy_work, "_ENDING_S", 0.1)
+            patch.setattr(carrying, "_ENDING_S", 0.1)
             try:
                 yield
             finally:

@@ -18,8 +18,20 @@ PACKAGE: Final = Path(str(edgecore.__file__)).parent
 
 LAYERS: Final = (
     {"errors", "models", "clock", "wakeup", "processes", "lanes", "backoff", "migrations", "batch"},
-    {"directories", "locks", "trouble"},
-    {"logs", "states", "hookspecs", "commands", "serial", "toml", "evidence", "store_file", "alarms", "loop"},
+    {"carrying", "directories", "locks", "trees", "trouble"},
+    {
+        "logs",
+        "states",
+        "hookspecs",
+        "commands",
+        "parts",
+        "serial",
+        "toml",
+        "evidence",
+        "store_file",
+        "alarms",
+        "loop",
+    },
     {"relays", "layers", "settings", "rows", "desk"},
     {"drivers", "applications", "reader", "store"},
     {"config", "graph"},
@@ -37,13 +49,16 @@ LAYERS: Final = (
 """Each module imports only from layers above its own line, or from its own package."""
 
 FOR_DRIVERS: Final = {
-    "errors",
-    "models",
-    "hookspecs",
-    "commands",
+    "carrying",
     "clock",
+    "commands",
     "directories",
+    "errors",
+    "hookspecs",
+    "models",
+    "parts",
     "processes",
+    "trees",
     "wakeup",
 }
 """What `builtin` imports; drivers in packages of their own do with less."""

@@ -24,14 +24,6 @@ from urllib.parse import unquote_to_bytes
 
 from attrs import define
 
-from edgecore.builtin.copy_plan import (
-    READ_DIRECTORY,
-    Plan,
-    explained,
-    plan_file,
-    plan_tree,
-    shown,
-)
 from edgecore.builtin.copy_work import Copier, Limits
 from edgecore.errors import TransferInterrupted, TransferRefused
 from edgecore.hookspecs import Transfer, hookimpl
@@ -44,6 +36,7 @@ from edgecore.models import (
     TransferProgress,
     TransferReport,
 )
+from edgecore.trees import READ_DIRECTORY, Plan, explained, plan_file, plan_tree, shown
 
 __all__ = ["FileTransfer"]
 

@@ -8,28 +8,23 @@ the descriptor of their directory, and follows no link.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
 import threading
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from queue import SimpleQueue
 from typing import Final
 
 from attrs import Factory, define
 
-from edgecore.builtin.copy_plan import part_name
 from edgecore.errors import TransferInterrupted, TransferRefused
+from edgecore.parts import READ_FILE, is_only_ours, same_time
 
-__all__ = ["READ_FILE", "Hand", "make_link", "open_part"]
+__all__ = ["Hand"]
 
-READ_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-
-_WRITE: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NO_RANGES: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV})
 """The file systems, the kernel or a container's rules do not let the kernel copy by itself."""
-_NO_LOCKS: Final = frozenset({errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 _MEBIBYTE: Final = 1024 * 1024
 _CHUNK_BYTES: Final = 256 * 1024
 """Two of them stay in a core's cache while they are compared."""
@@ -65,7 +60,7 @@ class Hand:
             not stat.S_ISREG(found.st_mode)
             or found.st_size != wanted.st_size
             or os.path.samestat(found, wanted)  # a hard link would change when the source does
-            or (not self.compare and not _same_time(found, wanted))
+            or (not self.compare and not same_time(found, wanted))
         ):
             return False
         opened = os.open(name, READ_FILE, dir_fd=self.holder)
@@ -183,100 +178,17 @@ def _ahead(steps: Iterator[int]) -> Generator[int]:
         thread.join()
 
 
-def open_part(part: str, holder: int, there: str) -> int:
-    """Open the temporary file: a new one, or one that only we can have left behind.
-
-    Somebody may have put a link, a hard link to another file, or a FIFO under its name: that is
-    removed. It stays locked until it is closed, so that two copies to one place never mix.
-    """
-    for _ in range(3):
-        try:
-            opened = os.open(part, _WRITE | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=holder)
-            usable = True
-        except FileExistsError:
-            try:
-                opened = os.open(part, _WRITE, dir_fd=holder)
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
-                    raise
-                _remove(part, holder)
-                continue
-            usable = _is_only_ours(os.fstat(opened))
-        try:
-            if usable and _lock(opened, part, holder, there):
-                return opened
-        except BaseException:
-            os.close(opened)
-            raise
-        os.close(opened)
-        if not usable:
-            _remove(part, holder)
-    raise TransferInterrupted(f"the temporary file for {there} keeps changing; who else writes there?")
-
-
-def _lock(opened: int, part: str, holder: int, there: str) -> bool:
-    """Lock a temporary file; tell whether it still has its name."""
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise TransferInterrupted(
-            f"another transfer is writing {there}; try again when it has ended"
-        ) from error
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:  # some network file systems have none
-            raise
-    try:
-        now = os.stat(part, dir_fd=holder, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(now, os.fstat(opened))
-
-
-def _remove(name: str, holder: int) -> None:
-    with suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=holder)
-
-
-def _is_only_ours(info: os.stat_result) -> bool:
-    return stat.S_ISREG(info.st_mode) and info.st_nlink == 1 and info.st_uid == os.geteuid()
-
-
-def _same_time(found: os.stat_result, wanted: os.stat_result) -> bool:
-    """Tell whether times agree, as far as a file system that keeps whole seconds can tell."""
-    if found.st_mtime_ns % 1_000_000_000 == 0:
-        return found.st_mtime_ns // 1_000_000_000 == wanted.st_mtime_ns // 1_000_000_000
-    return found.st_mtime_ns == wanted.st_mtime_ns
-
-
 def _same_mode_and_time(found: os.stat_result, wanted: os.stat_result) -> bool:
-    return stat.S_IMODE(found.st_mode) == wanted.st_mode & 0o777 and _same_time(found, wanted)
+    return stat.S_IMODE(found.st_mode) == wanted.st_mode & 0o777 and same_time(found, wanted)
 
 
 def _correct(opened: int, found: os.stat_result, wanted: os.stat_result) -> bool:
     """Give a file with the right content the right mode and times, if it is only ours."""
-    if not _is_only_ours(found):
+    if not is_only_ours(found):
         return False
     os.fchmod(opened, wanted.st_mode & 0o777)
     os.utime(opened, ns=(wanted.st_mtime_ns, wanted.st_mtime_ns))
     return True
-
-
-def make_link(name: str, target: str, changed_ns: int, holder: int) -> bool:
-    """Make a symbolic link, replacing what is no directory; tell whether it was already there."""
-    try:
-        if os.readlink(name, dir_fd=holder) == target:
-            return True
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # it is something else, which the rename replaces or refuses
-            raise
-    part = part_name(name)
-    _remove(part, holder)
-    os.symlink(target, part, dir_fd=holder)
-    os.utime(part, ns=(changed_ns, changed_ns), dir_fd=holder, follow_symlinks=False)
-    os.rename(part, name, src_dir_fd=holder, dst_dir_fd=holder)
-    return False
 
 
 def _sized(buffers: tuple[bytearray, bytearray], size: int) -> tuple[bytearray, bytearray]:

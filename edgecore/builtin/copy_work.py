@@ -1,8 +1,6 @@
-"""Copy a planned tree file by file, in threads that one thread watches.
+"""Copy a planned tree file by file, in threads that one thread watches (`edgecore.carrying`).
 
-The calling thread only watches: it tells *progress* how far the copy is, stops it when *progress*
-raises, and gives up when nothing moves, even if the system never returns from a read. The copying
-threads take batches of files: the disk gets to work on every file of a batch before the first
+The copying threads take batches of files: the disk gets to work on every file of a batch before the first
 sync waits, and the files get their final names together.
 """
 
@@ -11,26 +9,23 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from attrs import Factory, define, field, frozen
+from attrs import Factory, define, frozen
 
-from edgecore.builtin.copy_file import READ_FILE, Hand, make_link, open_part
-from edgecore.builtin.copy_plan import Directory, File, Parts, Plan, enter, explained, part_name, shown
+from edgecore.builtin.copy_file import Hand
+from edgecore.carrying import Patience, Tally, carry, share
 from edgecore.errors import TransferInterrupted
-from edgecore.models import TransferProgress, TransferReport, TransferUpdate
+from edgecore.models import TransferProgress, TransferReport
+from edgecore.parts import READ_FILE, make_link, open_part
+from edgecore.trees import Directory, File, Parts, Plan, enter, explained, part_name, shown
 
-__all__ = ["Copier", "Limits", "Tally"]
+__all__ = ["Copier", "Limits"]
 
 _BATCH_FILES: Final = 64
 _BATCH_BYTES: Final = 64 * 1024 * 1024
-_BEAT_S: Final = 0.5
-_ENDING_S: Final = 30.0
-"""How long a stopped copy is waited for; one that hangs in the system ends when that lets it go."""
 _CHANGED: Final = frozenset({errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO})
 _GONE: Final = frozenset({errno.ENOENT})
 
@@ -42,45 +37,6 @@ class Limits:
     compare: bool
     no_progress_s: float
     streams: int
-
-
-class _Halted(Exception):  # not an EdgeError: it never leaves this module
-    """Ends a copying thread whose work is no longer wanted."""
-
-
-@define
-class Tally:
-    """How far a copy is; every thread writes here, and learns here that it must end."""
-
-    files: int = 0
-    skipped_files: int = 0
-    size_bytes: int = 0
-    total_bytes: int | None = None
-    current: str = ""
-    beats: int = 0
-    halted: bool = False
-    _lock: threading.Lock = field(factory=threading.Lock)
-
-    def beat(self, moved_bytes: int = 0) -> None:
-        """Note that the copy lives and that *moved_bytes* more are right at the destination."""
-        with self._lock:
-            self.beats += 1
-            self.size_bytes += moved_bytes
-        if self.halted:
-            raise _Halted
-
-    def arrived(self, *, skipped: bool) -> None:
-        """Note that one more file, or link, stands under its final name."""
-        with self._lock:
-            self.files += 1
-            self.skipped_files += skipped
-        self.beat()
-
-    def update(self) -> TransferUpdate:
-        """Say how far the copy is."""
-        return TransferUpdate(
-            files=self.files, size_bytes=self.size_bytes, total_bytes=self.total_bytes, current=self.current
-        )
 
 
 @define
@@ -106,50 +62,20 @@ class Copier:
 
     def run(self, plan: Callable[[Copier], Plan], progress: TransferProgress) -> TransferReport:
         """Plan and copy; raise what `Transfer.fetch` says, and whatever *progress* raises."""
-        ended, errors = threading.Event(), list[BaseException]()
         # The copying threads own their descriptors: they may outlive this call when a read hangs.
         self.source, self.target = os.dup(self.source), os.dup(self.target)
 
         def work() -> None:
             try:
                 self._copy(plan(self))
-            except BaseException as error:  # handed to the calling thread, which raises it
-                errors.append(error)
             finally:
                 os.close(self.source)
                 os.close(self.target)
-                ended.set()
 
-        threading.Thread(target=work, name="copy", daemon=True).start()
-        try:
-            self._watch(ended, progress)
-        except BaseException:
-            self.tally.halted = True
-            ended.wait(_ENDING_S)
-            raise
-        if errors:
-            raise errors[0]
-        progress(self.tally.update())
-        return TransferReport(
-            files=self.tally.files,
-            size_bytes=self.tally.size_bytes,
-            skipped_files=self.tally.skipped_files,
-            verified="bytes" if self.limits.compare else "size",
-        )
-
-    def _watch(self, ended: threading.Event, progress: TransferProgress) -> None:
-        beats, moved = -1, time.monotonic()
-        while True:
-            progress(self.tally.update())
-            if ended.wait(min(_BEAT_S, self.limits.no_progress_s)):
-                return
-            if beats != self.tally.beats:
-                beats, moved = self.tally.beats, time.monotonic()
-            elif time.monotonic() - moved >= self.limits.no_progress_s:
-                raise TransferInterrupted(
-                    f"nothing moved from {self.source_name} to {self.target_name} for "
-                    f"{self.limits.no_progress_s:g} s (last: {self.tally.current}); is a file system hanging?"
-                )
+        between = f"from {self.source_name} to {self.target_name}"
+        patience = Patience(self.limits.no_progress_s, between, "is a file system hanging?")
+        carry(work, self.tally, progress, patience)
+        return self.tally.report("bytes" if self.limits.compare else "size")
 
     # ------------------------------------------------------------------------- the whole
 
@@ -157,7 +83,7 @@ class Copier:
         self.tally.total_bytes = plan.size_bytes
         for directory in plan.directories[1:]:
             self._make(directory)
-        self._share(_batches(plan))
+        share(lambda batch: self._copy_batch(*batch), _batches(plan), self.tally, threads=self.limits.streams)
         for directory in plan.directories:
             self._link(directory)
         for directory in reversed(plan.directories[1:]):  # what is inside first: it changes times
@@ -168,33 +94,6 @@ class Copier:
             self.tally.beat()
             with self._into(directory.parts) as opened:
                 os.fsync(opened)
-
-    def _share(self, batches: Iterator[tuple[Directory, list[File]]]) -> None:
-        """Copy the batches in several threads; raise the first error when all have ended."""
-        lock, errors = threading.Lock(), list[BaseException]()
-
-        def drain() -> None:
-            try:
-                while True:
-                    with lock:
-                        directory, files = next(batches, (None, []))
-                    if directory is None:
-                        return
-                    self._copy_batch(directory, files)
-            except BaseException as error:
-                errors.append(error)
-                self.tally.halted = True
-
-        threads = [
-            threading.Thread(target=drain, name="copy", daemon=True) for _ in range(self.limits.streams - 1)
-        ]
-        for thread in threads:
-            thread.start()
-        drain()
-        for thread in threads:
-            thread.join()
-        if errors:
-            raise errors[0]
 
     # ------------------------------------------------------------------------ directories
 

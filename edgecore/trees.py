@@ -1,6 +1,6 @@
-"""Look at a tree without following a link, and say what of it is to be copied.
+"""Look at a tree without following a link, and say what of it is to be carried; for drivers that move files.
 
-The plan is made before anything moves, so that a tree that holds what cannot be copied (a link
+The plan is made before anything moves, so that a tree that holds what cannot be carried (a link
 that leaves it, a socket) is refused as a whole, by name.
 """
 
@@ -10,7 +10,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -20,6 +20,8 @@ from attrs import Factory, define, frozen
 from edgecore.errors import TransferInterrupted, TransferRefused
 
 __all__ = [
+    "DEEPEST",
+    "NAME_LIMIT_BYTES",
     "READ_DIRECTORY",
     "Directory",
     "File",
@@ -28,9 +30,12 @@ __all__ = [
     "Plan",
     "enter",
     "explained",
+    "is_part",
+    "links_that_leave",
     "part_name",
     "plan_file",
     "plan_tree",
+    "refuse_all",
     "shown",
 ]
 
@@ -40,9 +45,9 @@ Parts: TypeAlias = tuple[str, ...]
 """The names on the way from the root of a tree."""
 
 _PART_ENDING: Final = ".edgecore-part"
-_NAME_LIMIT_BYTES: Final = 255
+NAME_LIMIT_BYTES: Final = 255
 _LINKS_LIMIT: Final = 40
-_DEEPEST: Final = 200
+DEEPEST: Final = 200
 _NAMED_LIMIT: Final = 5
 _PERMANENT: Final = frozenset(
     {
@@ -107,9 +112,14 @@ def shown(name: str | Path) -> str:
 def part_name(name: str) -> str:
     """Return the temporary name for *name*: always the same, and never too long."""
     part = f".{name}{_PART_ENDING}"
-    if len(os.fsencode(part)) <= _NAME_LIMIT_BYTES:
+    if len(os.fsencode(part)) <= NAME_LIMIT_BYTES:
         return part
     return f".{hashlib.sha256(os.fsencode(name)).hexdigest()}{_PART_ENDING}"
+
+
+def is_part(name: str) -> bool:
+    """Tell whether a name is one that `part_name` gives."""
+    return name.startswith(".") and name.endswith(_PART_ENDING)
 
 
 @contextmanager
@@ -168,7 +178,12 @@ def plan_tree(root: int, beat: Callable[[], None]) -> Plan:
                         _sort_in(entry, directory, plan, todo, problems, opened)
             finally:
                 os.close(opened)
-    problems += _links_that_leave(plan)
+    refuse_all(problems + links_that_leave(plan))
+    return plan
+
+
+def refuse_all(problems: Sequence[str]) -> None:
+    """Raise TransferRefused that names the first of the problems, if there are any."""
     if problems:
         more = len(problems) - _NAMED_LIMIT
         raise TransferRefused(
@@ -176,7 +191,6 @@ def plan_tree(root: int, beat: Callable[[], None]) -> Plan:
             + "; ".join(problems[:_NAMED_LIMIT])
             + (f"; and {more} more" if more > 0 else "")
         )
-    return plan
 
 
 def _sort_in(
@@ -188,8 +202,8 @@ def _sort_in(
     opened: int,
 ) -> None:
     name, info = entry.name, entry.stat(follow_symlinks=False)
-    if stat.S_ISDIR(info.st_mode) and len(directory.parts) >= _DEEPEST:
-        raise TransferRefused(f"{shown(name)} lies more than {_DEEPEST} directories deep; nothing was copied")
+    if stat.S_ISDIR(info.st_mode) and len(directory.parts) >= DEEPEST:
+        raise TransferRefused(f"{shown(name)} lies more than {DEEPEST} directories deep; nothing was copied")
     if stat.S_ISDIR(info.st_mode):
         todo.append(((*directory.parts, name), info))
     elif stat.S_ISLNK(info.st_mode):
@@ -198,12 +212,13 @@ def _sort_in(
     elif not stat.S_ISREG(info.st_mode):
         path = shown("/".join((*directory.parts, name)))
         problems.append(f"{path} is a socket, FIFO or device; remove it, or move it out of the tree")
-    elif not (name.startswith(".") and name.endswith(_PART_ENDING)):  # ours, of a copy to here
+    elif not is_part(name):  # ours, of a copy to here
         directory.files.append(File(name, name, info.st_size))
         plan.size_bytes += info.st_size
 
 
-def _links_that_leave(plan: Plan) -> list[str]:
+def links_that_leave(plan: Plan) -> list[str]:
+    """Say of each link of a plan that leads out of its tree, or in circles, that it does."""
     targets = {
         (*directory.parts, link.name): link.target
         for directory in plan.directories
