@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from attrs import define, field
 
@@ -39,9 +39,6 @@ from edgecore.models import (
     Verdict,
 )
 from edgecore.reader import Reader
-
-if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 __all__ = ["Metrics", "open_metrics"]
 
@@ -75,34 +72,10 @@ def open_metrics(config: SiteConfig, clock: Clock) -> Metrics | None:
     )
 
 
-@define(eq=False)
 class _Numbers:
     """The metrics themselves, in a registry of their own."""
 
-    registry: CollectorRegistry = field(init=False)
-    up: Gauge = field(init=False)
-    jobs: Gauge = field(init=False)
-    transitions: Counter = field(init=False)
-    attempts: Counter = field(init=False)
-    failures: Counter = field(init=False)
-    deliveries: Counter = field(init=False)
-    settled: Counter = field(init=False)
-    published: Counter = field(init=False)
-    unroutable: Counter = field(init=False)
-    outbox: Gauge = field(init=False)
-    listings: Histogram = field(init=False)
-    listing_failures: Counter = field(init=False)
-    submissions: Counter = field(init=False)
-    submit_seconds: Histogram = field(init=False)
-    transfers: Histogram = field(init=False)
-    transfer_failures: Counter = field(init=False)
-    transferred_bytes: Counter = field(init=False)
-    alarms: Counter = field(init=False)
-    alarms_active: Gauge = field(init=False)
-    last: Gauge = field(init=False)
-    commits: Histogram = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
+    def __init__(self) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
         self.registry = CollectorRegistry()
