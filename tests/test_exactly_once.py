@@ -6,6 +6,7 @@ import contextlib
 import sqlite3
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sites import Site, make_site, wait_for
@@ -50,16 +51,22 @@ def test_a_kill_at_any_point_neither_loses_nor_repeats_a_job(point: str, tmp_pat
     assert list((site.base / "data/out-bad").glob("stderr.*.txt"))
 
 
+def _with_one_that_waits(base: Path, **more: Any) -> Site:
+    """Make a site whose batch system is busy with one job for long, while another waits for its turn."""
+    site = make_site(base, slots=1)
+    site.send(site.job(name="blocker", **site.files("blocker", seconds=120)))
+    with site.service():
+        wait_for(lambda: _in_state(site, "blocker", JobState.RUNNING), 15, site.diagnosis)
+        site.send(site.job(name="waiting", **more, **site.files("waiting", seconds=0)))
+        wait_for(lambda: _in_state(site, "waiting", JobState.QUEUED), 15, site.diagnosis)
+    return site
+
+
 @pytest.mark.parametrize("point", sorted(ON_A_CANCELLED_JOB))
 def test_a_kill_while_cancelling_leaves_a_job_that_is_cancelled_and_does_not_run(
     point: str, tmp_path: Path
 ) -> None:
-    site = make_site(tmp_path / "site", slots=1)
-    site.send(site.job(name="blocker", **site.files("blocker", seconds=120)))
-    with site.service():
-        wait_for(lambda: _in_state(site, "blocker", JobState.RUNNING), 15, site.diagnosis)
-        site.send(site.job(name="waiting", **site.files("waiting", seconds=0)))
-        wait_for(lambda: _in_state(site, "waiting", JobState.QUEUED), 15, site.diagnosis)
+    site = _with_one_that_waits(tmp_path / "site")
     (waiting,) = (job for job in site.jobs() if job.name == "waiting")
     (blocker,) = (job for job in site.jobs() if job.name == "blocker")
     Desk(site.config.store).request("cancel", waiting.id, asked_by="test", now=1)
@@ -76,12 +83,7 @@ def test_a_kill_while_cancelling_leaves_a_job_that_is_cancelled_and_does_not_run
 def test_a_kill_while_giving_up_leaves_a_job_that_has_failed_for_that_and_does_not_run(
     point: str, tmp_path: Path
 ) -> None:
-    site = make_site(tmp_path / "site", slots=1)
-    site.send(site.job(name="blocker", **site.files("blocker", seconds=120)))
-    with site.service():
-        wait_for(lambda: _in_state(site, "blocker", JobState.RUNNING), 15, site.diagnosis)
-        site.send(site.job(name="waiting", retries=3, **site.files("waiting", seconds=0)))
-        wait_for(lambda: _in_state(site, "waiting", JobState.QUEUED), 15, site.diagnosis)
+    site = _with_one_that_waits(tmp_path / "site", retries=3)
     text = site.file.read_text()
     site.file.write_text(text.replace("[timing]\n", "[timing]\npending_at_most_s = 0.01\n"))
     site.die(point)
