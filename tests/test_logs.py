@@ -169,6 +169,52 @@ def test_a_log_file_that_was_moved_away_is_made_anew(tmp_path: Path) -> None:
     assert ["first", "second"] == words
 
 
+def test_a_log_whose_directory_goes_away_goes_to_stderr_and_never_stops_who_logs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "logs"
+    directory.mkdir()
+    file = directory / "edge.log"
+    set_up(LogTable(file=file), "theta", source=tmp_path)
+    log = logging.getLogger("edgecore.test")
+
+    log.info("a")
+    directory.rename(tmp_path / "gone")
+    log.info("b")
+    log.info("c")
+    told = capsys.readouterr().err
+    directory.mkdir()
+    log.info("d")
+    log.info("e")
+
+    assert 1 == told.count(
+        f"the log {file} cannot be written, it goes to stderr: No such file or directory\n"
+    )
+    assert ["b", "c"] == re.findall(r"INFO +(\w)$", told, re.MULTILINE)
+    assert ["d", "e"] == re.findall(r"INFO +(\w)$", file.read_text(), re.MULTILINE)
+    assert "" == capsys.readouterr().err
+
+
+def test_a_log_on_a_full_disk_goes_to_stderr_until_there_is_room(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "edge.log"
+    file.symlink_to("/dev/full")
+    set_up(LogTable(file=file), "theta", source=tmp_path)
+    log = logging.getLogger("edgecore.test")
+
+    log.info("a")
+    log.info("b")
+    told = capsys.readouterr().err
+    file.unlink()
+    log.info("c")
+
+    assert 1 == told.count("cannot be written, it goes to stderr: No space left on device\n")
+    assert ["a", "b"] == re.findall(r"INFO +(\w)$", told, re.MULTILINE)
+    assert ["c"] == re.findall(r"INFO +(\w)$", file.read_text(), re.MULTILINE)
+    assert "Traceback" not in told
+
+
 @pytest.mark.parametrize(
     ("level", "written"), [("debug", "abcd"), ("info", "bcd"), ("warning", "cd"), ("error", "d")]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import logging.handlers
@@ -58,6 +59,45 @@ class JsonLines(logging.Formatter):
         return json.dumps(fields, default=str)
 
 
+class _LogFile(logging.handlers.WatchedFileHandler):
+    """Append to a file, which is opened anew when it was moved away or removed, as logrotate does.
+
+    What the file does not take goes to stderr. The base class raises instead where a file cannot be opened anew,
+    which would end, at its next word, every thread of a service.
+    """
+
+    _failing = _missed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record; never raises OSError."""
+        self._missed = False
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
+        self._failing = self._missed
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging calls it so
+        """Write a record to stderr that the file did not take, after saying once why."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self._missed = True
+        if (
+            self.stream is not None
+        ):  # it would keep the record and try it again; the next one opens the file anew
+            with contextlib.suppress(OSError):
+                self.stream.close()
+            self.stream = None
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # of a stderr that is closed, or none
+            if not self._failing:
+                why = error.strerror or error
+                sys.stderr.write(f"the log {self.baseFilename} cannot be written, it goes to stderr: {why}\n")
+            sys.stderr.write(f"{self.format(record)}\n")
+            sys.stderr.flush()
+
+
 def set_up(table: LogTable, site: str, *, source: Path) -> None:
     """Let all records of this process go where *table* says. Raises ConfigurationError."""
     handler = _handler(table, source)
@@ -73,8 +113,7 @@ def _handler(table: LogTable, source: Path) -> logging.Handler:
     if table.file is None:
         return logging.StreamHandler(sys.stderr)
     try:
-        # Opens the file anew when it was moved away or removed, as logrotate does.
-        return logging.handlers.WatchedFileHandler(table.file, encoding="utf-8", errors="backslashreplace")
+        return _LogFile(table.file, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         found = f"cannot be written: {error.strerror}"
         raise ConfigurationError(str(source), [Problem("log.file", str(table.file), found)]) from error
