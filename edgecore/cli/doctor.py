@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from edgecore.cli.common import find_site, json_option
-from edgecore.cli.output import console, show_json, visible
+from edgecore.cli.output import console, show_json, visible, width
 from edgecore.errors import ConfigurationError
 from edgecore.models import Finding, Level
 
@@ -146,11 +144,11 @@ def _show(section: Section) -> None:
         return
     from rich.text import Text
 
-    width = max(_NARROW, min(terminal.width, _WIDE))
+    room = max(_NARROW, min(terminal.width, _WIDE))
     terminal.print(Text(f"\n{section.title}", style="bold"))
     for finding in section.findings:
         sign = _SIGNS[finding.level]
-        first, *rest = _lines(finding, sign.ljust(2), width)
+        first, *rest = _lines(finding, sign.ljust(2), room)
         text = Text(first)
         text.stylize(_COLOURS[finding.level], 2, 3)
         terminal.print(text, soft_wrap=True)
@@ -160,8 +158,7 @@ def _show(section: Section) -> None:
 
 def _width() -> int:
     """Return how wide plain lines may be; a file or a pipe gets what every screen can show."""
-    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDTH
-    return max(_NARROW, min(columns, _WIDTH))
+    return max(_NARROW, min(width() or _WIDTH, _WIDTH))
 
 
 def _lines(finding: Finding, sign: str, width: int) -> Iterator[str]:
