@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -328,11 +329,15 @@ def run_site(
     """
     config = site if isinstance(site, SiteConfig) else read_site(Path(site))
     balsam = Balsam(config, plugins)
+    asked = False
 
     def on_signal(number: int, _: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        asked = True
         log.warning("%s: finishing what was begun; once more to stop at once", signal.Signals(number).name)
-        for each in heard:
-            signal.signal(each, signal.SIG_DFL)
         balsam.stop()
 
     # Who started us under nohup does not want us to end with the terminal.
@@ -340,7 +345,35 @@ def run_site(
     former = [(number, signal.signal(number, on_signal)) for number in heard]
     _mend_umask()
     try:
-        balsam.run(started)
+        with _heard_in_any_thread(heard, balsam.stop):
+            balsam.run(started)
     finally:
         for number, handler in former:
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _heard_in_any_thread(numbers: Collection[int], stop: Callable[[], None]) -> Iterator[None]:
+    """Call *stop* for a signal that the kernel gave to another thread while the main one sleeps.
+
+    It does so with what came while the process was stopped (Ctrl-Z); Python's handlers run in the main thread, and
+    nothing else would wake that.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+
+    def listen() -> None:
+        while number := os.read(reading, 1):
+            if number[0] in numbers:
+                stop()
+
+    thread = threading.Thread(target=listen, name="edgecore-signals", daemon=True)
+    thread.start()
+    former = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(former)
+        os.close(writing)
+        thread.join()
+        os.close(reading)
