@@ -45,6 +45,7 @@ __all__ = [
     "launcher_arguments",
     "make_plan",
     "parse_config_script_output",
+    "programs_named",
     "read_application",
 ]
 
@@ -84,6 +85,12 @@ def check_application(
         raise ConfigurationError(source or f"application {application.name}", problems)
 
 
+def programs_named(application: Application) -> Mapping[str, str]:
+    """Return the path of every program that an application names, by its key."""
+    keys = ("executable", "preprocess", "postprocess", "config_script")
+    return {key: path for key in keys if (path := getattr(application, key)) is not None}
+
+
 def check_options(options: Mapping[str, Option], *, source: str) -> None:
     """Refuse options of the batch system that a site declares in a contradictory way.
 
@@ -95,8 +102,7 @@ def check_options(options: Mapping[str, Option], *, source: str) -> None:
 
 
 def _place_problems(application: Application) -> Iterator[Problem]:
-    for key in ("executable", "preprocess", "postprocess", "config_script", "directory"):
-        place = getattr(application, key)
+    for key, place in {**programs_named(application), "directory": application.directory}.items():
         if place is not None and not (place.startswith("/") and place.isprintable()):
             yield Problem(key, serial.shorten(place), "must be an absolute path")
     if application.config_script is not None and application.arguments:

@@ -402,6 +402,18 @@ def test_an_application_is_registered_shown_and_removed(place: Place) -> None:
     assert "registered: hello" in gone.stderr
 
 
+@pytest.mark.parametrize("key", ["executable", "preprocess", "postprocess", "config_script"])
+def test_a_program_that_cannot_be_executed_here_is_told_and_registered(place: Place, key: str) -> None:
+    file = place.base / "remote.toml"
+    programs = {"executable": "/bin/sh", key: "/no/such/program"}
+    file.write_text('name = "remote"\n' + "".join(f'{name} = "{path}"\n' for name, path in programs.items()))
+
+    result = place.run("apps", "add", str(file))
+
+    assert 0 == result.exit_code
+    assert "note: /no/such/program cannot be executed on this host" in result.stderr
+
+
 def test_an_application_that_contradicts_the_site_is_not_registered(place: Place) -> None:
     file = place.base / "bad.toml"
     file.write_text('name = "bad"\nexecutable = "bin/x"\nlauncher = "mpi"\n')

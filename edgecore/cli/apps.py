@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from edgecore import serial
-from edgecore.applications import check_application, read_application
+from edgecore.applications import check_application, programs_named, read_application
 from edgecore.cli.common import find_site, json_option, site_option
 from edgecore.cli.output import show_json, show_table, visible
 from edgecore.clock import Clock
@@ -45,8 +45,8 @@ def add(file: Path, site: Path | None, as_json: bool) -> None:
     config = find_site(site)
     application = read_application(file)
     check_application(application, config.launchers, source=str(file))
-    for program in (application.executable, application.preprocess, application.postprocess):
-        if program is not None and not os.access(program, os.X_OK):
+    for program in programs_named(application).values():
+        if not os.access(program, os.X_OK):
             click.echo(f"note: {program} cannot be executed on this host", err=True)
     Desk(config.store, config.store_mode).add_application(application, now=Clock().now())
     if as_json:

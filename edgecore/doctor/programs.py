@@ -16,7 +16,7 @@ from typing import Final
 
 from attrs import evolve, frozen
 
-from edgecore.applications import check_application, launcher_arguments
+from edgecore.applications import check_application, launcher_arguments, programs_named
 from edgecore.clock import Clock
 from edgecore.config import SiteConfig
 from edgecore.doctor.checks import LIMIT_S, Check, findings_of
@@ -134,10 +134,7 @@ def _catalogue(config: SiteConfig, tell: Callable[[Finding], None]) -> list[Appl
 
 
 def _programs(application: Application) -> Iterator[Finding]:
-    for key in ("executable", "preprocess", "postprocess", "config_script"):
-        path = getattr(application, key)
-        if path is None:
-            continue
+    for key, path in programs_named(application).items():
         if fault := _fault(Path(path), needs_head=key != "executable"):
             words = f"{key} {path} {fault}"
             yield Finding(application.name, Level.FAILURE, words, f"repair {path}, or {_ADD}")
