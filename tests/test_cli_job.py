@@ -13,8 +13,9 @@ from places import Place
 
 import edgecore
 from edgecore import batch
-from edgecore.cli.advice import FAILURES, NEXT, failure, next_step, waits_for
+from edgecore.cli.advice import FAILURES, NEXT, failure, next_step
 from edgecore.cli.output import exit_words
+from edgecore.cli.waiting import waits_for
 from edgecore.config import Limits
 from edgecore.models import Attempt, Intent, Job, JobDefinition, JobState
 from edgecore.reader import Reader

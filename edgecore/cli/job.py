@@ -11,11 +11,12 @@ from typing import Any, Final
 import click
 
 from edgecore import batch, serial
-from edgecore.cli.advice import failure, next_step, waits_for
+from edgecore.cli.advice import failure, next_step
 from edgecore.cli.common import find_job, find_site, json_option, site_option
 from edgecore.cli.output import exit_words, lasted, moment, show_json, show_table, visible
 from edgecore.cli.rows import state_column, state_words
 from edgecore.cli.tables import Column
+from edgecore.cli.waiting import waits_for
 from edgecore.clock import Clock, iso
 from edgecore.config import SiteConfig
 from edgecore.models import Attempt, Job, JobState
