@@ -17,7 +17,7 @@ from typing import Final
 
 from edgecore.models import JobState
 
-__all__ = ["AT_BATCH_SYSTEM", "MOVES", "RESUMES_AT", "SETTLED", "TERMINAL", "is_legal"]
+__all__ = ["AT_BATCH_SYSTEM", "COUNTS_AS_QUEUED", "MOVES", "RESUMES_AT", "SETTLED", "TERMINAL", "is_legal"]
 
 S = JobState
 
@@ -29,6 +29,9 @@ SETTLED: Final = TERMINAL | {S.SUBMIT_DISABLED}
 
 AT_BATCH_SYSTEM: Final = frozenset({S.SUBMITTED, S.QUEUED, S.HELD, S.RUNNING, S.LOST})
 """States that only what the batch system or the run record shows can change."""
+
+COUNTS_AS_QUEUED: Final = frozenset({S.SUBMITTING, S.SUBMITTED, S.QUEUED, S.HELD})
+"""States of what is given to the batch system and not known to run: `max_queued` limits them."""
 
 _SEEN: Final = frozenset(
     {

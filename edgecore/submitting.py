@@ -29,6 +29,7 @@ from edgecore.models import (
     SubmissionAnswer,
     Submitted,
 )
+from edgecore.states import COUNTS_AS_QUEUED
 from edgecore.store import Change
 from edgecore.workplace import Workplace
 
@@ -57,7 +58,7 @@ class Submitting:
         """Return how many more jobs may wait at the batch system, which is limited."""
         limit = self.place.config.limits.max_queued
         assert limit is not None
-        return limit - sum(counts[state] for state in (S.SUBMITTING, S.SUBMITTED, S.QUEUED, S.HELD))
+        return limit - sum(counts[state] for state in COUNTS_AS_QUEUED)
 
     def submit(self, jobs: Sequence[Job]) -> Mapping[int, Outcome]:
         """Commit the intent to submit, submit, and answer with what the batch system said."""

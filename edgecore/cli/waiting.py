@@ -9,7 +9,7 @@ from edgecore.cli.output import lasted, moment
 from edgecore.config import SiteConfig
 from edgecore.models import Attempt, Intent, Job, JobState
 from edgecore.reader import Reader
-from edgecore.states import AT_BATCH_SYSTEM, SETTLED
+from edgecore.states import AT_BATCH_SYSTEM, COUNTS_AS_QUEUED, SETTLED
 from edgecore.store_file import is_running
 
 __all__ = ["waits_for"]
@@ -17,7 +17,6 @@ __all__ = ["waits_for"]
 _S = JobState
 _STAGED: Final = (_S.CREATED, _S.POSTPROCESSED)
 _PROCESSED: Final = (_S.STAGED_IN, _S.EXECUTION_FINISHED)
-_QUEUED: Final = (_S.SUBMITTING, _S.SUBMITTED, _S.QUEUED, _S.HELD)
 
 
 def waits_for(config: SiteConfig, reader: Reader, job: Job, now: int) -> tuple[str, ...]:
@@ -40,7 +39,7 @@ def _waits(config: SiteConfig, reader: Reader, job: Job, now: int) -> Iterator[s
     elif job.state in _PROCESSED:
         yield from _queue(reader, job, _PROCESSED, config.limits.processing, "programs at once (processing)")
     elif job.state is _S.PREPROCESSED and config.limits.max_queued is not None:
-        there = sum(reader.counts().get(state, 0) for state in _QUEUED)
+        there = sum(reader.counts().get(state, 0) for state in COUNTS_AS_QUEUED)
         if there >= config.limits.max_queued:
             allowed = f"this site lets {config.limits.max_queued} jobs wait there (max_queued)"
             yield f"room in the batch system: {allowed}, and {there} do"
