@@ -27,7 +27,7 @@ __all__ = ["Cleaning"]
 log = logging.getLogger(__name__)
 
 _EVERY_S: Final = 3600.0
-_LOOK_S: Final = 0.5
+_ANSWER_S: Final = 2.0
 _MOST_AT_ONCE: Final = 100
 _REMOVAL_S: Final = 3600.0
 _DAY_US: Final = 86_400_000_000
@@ -101,24 +101,25 @@ class Cleaning:
     def _set_aside(self, reader: Reader, job_id: int) -> bool:
         """Move a job's directory to where no retry finds it; False where the job is not settled any more."""
         job = reader.job(job_id)
-        moved = False
+        wanted, moved = True, False
+        lock = threading.Lock()
 
         def move(now: Job) -> None:
             nonlocal moved
-            if now.state not in SETTLED:
-                return
-            directory = job_directory(self.config.work_directory, job_id)
-            with contextlib.suppress(FileNotFoundError):
-                self._aside.mkdir(0o700, exist_ok=True)
-                directory.rename(self._aside / directory.name)
-            moved = True
+            with lock:
+                if not wanted or now.state not in SETTLED:
+                    return
+                directory = job_directory(self.config.work_directory, job_id)
+                with contextlib.suppress(FileNotFoundError):
+                    self._aside.mkdir(0o700, exist_ok=True)
+                    directory.rename(self._aside / directory.name)
+                moved = True
 
-        done = None if job is None else self.change(job, move)
-        while done is not None and not self._stop.is_set():
-            if wait([done], _LOOK_S).done:
-                done.result()
-                break
-        return moved
+        if job is not None and wait([done := self.change(job, move)], _ANSWER_S).done:
+            done.result()
+        with lock:  # a job that something works on for long is not settled: it is left for another round
+            wanted = False
+            return moved
 
     @property
     def _aside(self) -> Path:

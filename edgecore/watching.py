@@ -8,6 +8,7 @@ renames that make it safe, and the status that follows.
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -314,7 +315,8 @@ class Watching:
         if decision.exit_code == 0:
             return self._moved(job, S.EXECUTION_FINISHED, "", attempt)
         reason = f": {decision.reason}" if decision.reason else ""
-        return self._moved(job, S.EXECUTION_FAILED, f"exit code {decision.exit_code}{reason}", attempt)
+        message = f"exit code {decision.exit_code}{_as_of_signal(decision.exit_code)}{reason}"
+        return self._moved(job, S.EXECUTION_FAILED, message, attempt)
 
     def _never_started(
         self, job: Job, attempt: Attempt, decision: Decision, seen: Observation | None
@@ -419,6 +421,14 @@ class Watching:
 def _attempt(job: Job) -> Attempt:
     assert job.attempt is not None, f"job {job.id} is {job.state} without an attempt"
     return job.attempt
+
+
+def _as_of_signal(exit_code: int | None) -> str:
+    """Name the signal that a shell tells with an exit code; a program may also choose such a code itself."""
+    try:
+        return f" (as of signal {signal.Signals((exit_code or 0) - 128).name})"
+    except ValueError:
+        return ""
 
 
 def _trouble(job: Job) -> str:
