@@ -10,13 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from places import Place
 
 from edgecore import batch
-from edgecore.cli import COMMANDS, cli, output
+from edgecore.cli import COMMANDS, cli, output, submit
 from edgecore.cli.advice import NEXT
 from edgecore.drivers import Listing
 from edgecore.models import Attempt, Intent, Job, JobState
@@ -206,7 +207,37 @@ def test_submitting_an_id_again_is_said_to_change_nothing(place: Place) -> None:
     assert f"was taken before, as job {job.id}" in result.stderr
 
 
-@pytest.mark.parametrize(("state", "code"), [(S.JOB_FINISHED, 0), (S.JOB_FAILED, 1), (S.JOB_REJECTED, 1)])
+def test_a_job_that_was_rejected_and_corrected_is_followed_and_not_its_rejection(place: Place) -> None:
+    place.keep(S.JOB_REJECTED, job_id="mine")
+
+    waiting = place.run("submit", place.write(job_id="mine"), "--wait", "--timeout", "0.1")
+    taken = place.keep(S.JOB_FINISHED, job_id="mine")
+    place.keep(S.JOB_REJECTED, job_id="mine")
+    done = place.run("submit", place.write(job_id="mine"), "--wait", "--json")
+    shown = place.run("job", "mine", "--json")
+
+    assert (3, False) == (waiting.exit_code, "was taken before" in waiting.stderr)
+    assert (0, taken.id) == (done.exit_code, json.loads(done.stdout)["id"])
+    assert taken.id == json.loads(shown.stdout)["id"]
+
+
+def test_a_rejection_of_what_is_waited_for_ends_the_waiting(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = submit._send
+
+    def send_and_reject(*given: Any) -> Any:
+        sent = send(*given)
+        place.keep(S.JOB_REJECTED, job_id="mine")
+        return sent
+
+    monkeypatch.setattr(submit, "_send", send_and_reject)
+    result = place.run("submit", place.write(job_id="mine"), "--wait", "--timeout", "60", "--json")
+
+    assert (1, S.JOB_REJECTED) == (result.exit_code, json.loads(result.stdout)["state"])
+
+
+@pytest.mark.parametrize(("state", "code"), [(S.JOB_FINISHED, 0), (S.JOB_FAILED, 1)])
 def test_the_exit_code_of_waiting_says_how_the_job_ended(place: Place, state: JobState, code: int) -> None:
     place.keep(state, job_id="mine")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -12,12 +12,13 @@ import click
 
 from edgecore.config import SiteConfig, read_site
 from edgecore.errors import ConfigurationError, EdgeError, Problem
-from edgecore.models import Job
+from edgecore.models import Job, JobState
 from edgecore.reader import Reader
 from edgecore.serial import shorten
 from edgecore.store_file import is_running
 
 __all__ = [
+    "admitted",
     "find_job",
     "find_site",
     "json_option",
@@ -84,8 +85,16 @@ def say_service_changed(config: SiteConfig, runs: bool) -> None:
     click.echo(f"the service of site {config.site} {words}", err=True)
 
 
+def admitted(jobs: Sequence[Job]) -> Sequence[Job]:
+    """Return the jobs that were no refused message; one of those may bear the id of a job, before it or after it."""
+    return [job for job in jobs if job.state is not JobState.JOB_REJECTED]
+
+
 def find_job(reader: Reader, text: str) -> Job:
-    """Return the job that *text* names: by our id, else by the sender's. Raises EdgeError."""
+    """Return the job that *text* names: by our id, else by the sender's. Raises EdgeError.
+
+    Where one of an id was taken, those that were rejected are meant by our id only.
+    """
     # Ours first, so that no sender can hide a job behind an id of their own choice.
     job = reader.job(int(text)) if text.isascii() and text.isdecimal() and len(text) < 19 else None
     if job is not None:
@@ -93,6 +102,7 @@ def find_job(reader: Reader, text: str) -> Job:
     found = reader.find(text)
     if not found:
         raise EdgeError(f"there is no job {shorten(text)} in this store; `edgecore jobs` lists them")
+    found = tuple(admitted(found)) or found
     if len(found) > 1:
         which = "\n  ".join(f"{each.id} of {each.owner}: {each.name}, {each.state}" for each in found)
         raise EdgeError(f"{len(found)} jobs are called {shorten(text)}; name one by our id:\n  {which}")

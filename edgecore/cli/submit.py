@@ -7,7 +7,7 @@ import secrets
 import sys
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from attrs import evolve, frozen
 
 from edgecore import serial
 from edgecore.admission import Admission
-from edgecore.cli.common import find_site, json_option, look_again, say_who_acts, site_option
+from edgecore.cli.common import admitted, find_site, json_option, look_again, say_who_acts, site_option
 from edgecore.cli.following import Followed, wait_for_jobs
 from edgecore.cli.job import details, summary
 from edgecore.cli.output import show_json
@@ -71,20 +71,26 @@ def submit(
     config = find_site(site)
     with Reader(config.store) as reader:
         messages = _prepare_all(files, config, reader)
+        refused = _refused_before(reader, messages)
         for message in messages:
-            _warn_of_repetition(reader, config, message.definition)
+            _warn_of_repetition(reader, config, message.definition, refused)
         ids = _send(config, messages)
         _say(config, messages, ids, as_json=as_json, wait=wait)
         if wait:
-            click.get_current_context().exit(_wait(config, reader, messages, timeout, as_json))
+            click.get_current_context().exit(_wait(config, reader, messages, refused, timeout, as_json))
 
 
 def _wait(
-    config: SiteConfig, reader: Reader, messages: Sequence[_Message], timeout: float | None, as_json: bool
+    config: SiteConfig,
+    reader: Reader,
+    messages: Sequence[_Message],
+    refused: Set[int],
+    timeout: float | None,
+    as_json: bool,
 ) -> int:
     def follow(definition: JobDefinition) -> Followed:
         assert definition.job_id is not None
-        return Followed(definition.job_id, lambda: _taken(reader, config, definition))
+        return Followed(definition.job_id, lambda: _taken(reader, config, definition, refused))
 
     jobs = [follow(message.definition) for message in messages]
     code = wait_for_jobs(
@@ -101,8 +107,16 @@ def _again(config: SiteConfig, messages: Sequence[_Message]) -> str:
     return look_again(config, *(message.definition.job_id for message in messages))
 
 
-def _warn_of_repetition(reader: Reader, config: SiteConfig, definition: JobDefinition) -> None:
-    known = _taken(reader, config, definition)
+def _refused_before(reader: Reader, messages: Sequence[_Message]) -> Set[int]:
+    """Return the rejected jobs of the same ids: what they were refused for was corrected, or is refused anew."""
+    found = (job for message in messages for job in reader.find(str(message.definition.job_id)))
+    return {job.id for job in found if job.state is JobState.JOB_REJECTED}
+
+
+def _warn_of_repetition(
+    reader: Reader, config: SiteConfig, definition: JobDefinition, refused: Set[int]
+) -> None:
+    known = _taken(reader, config, definition, refused)
     if known is not None:
         taken = f"job_id {known.public_id} was taken before, as job {known.id}"
         click.echo(f"{taken}; sending it again changes nothing", err=True)
@@ -180,13 +194,18 @@ def _send(config: SiteConfig, messages: Sequence[_Message]) -> Sequence[str]:
     return [each.message_id for each in sent]
 
 
-def _taken(reader: Reader, config: SiteConfig, definition: JobDefinition) -> Job | None:
-    """Return the job that the definition became, once the service has taken it."""
+def _taken(reader: Reader, config: SiteConfig, definition: JobDefinition, refused: Set[int]) -> Job | None:
+    """Return the job that the definition became, once the service has taken it; *refused* was before it."""
     assert definition.job_id is not None
-    # A broker that vouches for its senders decides the owner; then the newest of that id is meant.
-    found = reader.find(definition.job_id, owner=config.owner) or reader.find(definition.job_id)
-    named = [job for job in found if job.definition.job_id is not None]
-    return named[-1] if named else None
+    for owner in (config.owner, None):  # a broker that vouches for its senders decides the owner
+        found = [
+            job
+            for job in reader.find(definition.job_id, owner=owner)
+            if job.definition.job_id is not None and job.id not in refused
+        ]
+        if found:
+            return (admitted(found) or found)[-1]
+    return None
 
 
 def _say(
