@@ -1,4 +1,4 @@
-"""Open the temporary file beside a final name, and make a link there; for drivers that move files.
+"""Write a tree below a directory of ours: temporary files, directories, links; for drivers that move files.
 
 Staged directories hold what strangers wrote. Everything works on names relative to the descriptor of
 their directory, and follows no link.
@@ -10,18 +10,24 @@ import errno
 import fcntl
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Final
 
-from edgecore.errors import TransferInterrupted
-from edgecore.trees import part_name
+from attrs import define
 
-__all__ = ["READ_FILE", "is_only_ours", "make_link", "open_part", "same_time"]
+from edgecore.carrying import Tally
+from edgecore.errors import TransferInterrupted
+from edgecore.trees import READ_DIRECTORY, Directory, Parts, Plan, enter, explained, part_name, shown
+
+__all__ = ["READ_FILE", "Destination", "is_only_ours", "open_part", "own_directory", "same_time"]
 
 READ_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 _WRITE: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NO_LOCKS: Final = frozenset({errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
+_GONE: Final = frozenset({errno.ENOENT})
 
 
 def open_part(part: str, holder: int, there: str) -> int:
@@ -90,7 +96,7 @@ def same_time(found: os.stat_result, wanted: os.stat_result) -> bool:
     return found.st_mtime_ns == wanted.st_mtime_ns
 
 
-def make_link(name: str, target: str, changed_ns: int, holder: int) -> bool:
+def _make_link(name: str, target: str, changed_ns: int, holder: int) -> bool:
     """Make a symbolic link, replacing what is no directory; tell whether it was already there."""
     try:
         if os.readlink(name, dir_fd=holder) == target:
@@ -106,3 +112,73 @@ def make_link(name: str, target: str, changed_ns: int, holder: int) -> bool:
     os.utime(part, ns=(changed_ns, changed_ns), dir_fd=holder, follow_symlinks=False)
     os.rename(part, name, src_dir_fd=holder, dst_dir_fd=holder)
     return False
+
+
+@define
+class Destination:
+    """The local directory that a tree is brought into, with a name for messages."""
+
+    root: int
+    name: str
+    tally: Tally
+
+    def name_of(self, parts: Iterable[str]) -> str:
+        """Return how people are told of a place below."""
+        return "/".join((self.name, *map(shown, parts)))
+
+    @contextmanager
+    def into(self, parts: Parts) -> Iterator[int]:
+        """Open a directory, following no link, and explain errors by its name."""
+        with explained(f"write to {self.name_of(parts)}", transient=_GONE):
+            opened = enter(self.root, parts)
+            try:
+                yield opened
+            finally:
+                os.close(opened)
+
+    def make(self, directory: Directory) -> None:
+        """Make a directory, or make sure that we may write into one that is there."""
+        self.tally.beat()
+        *above, name = directory.parts
+        with self.into(tuple(above)) as holder, suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=holder)
+            return
+        with self.into(directory.parts) as opened:  # refused here when it is a link or a file
+            mode = stat.S_IMODE(os.fstat(opened).st_mode)
+            if mode & 0o700 != 0o700:  # a former call had already given it its final mode
+                os.fchmod(opened, mode | 0o700)
+
+    def finish(self, plan: Plan) -> None:
+        """Make the links, then give directories their modes and times, and make all names durable."""
+        for directory in plan.directories:
+            self._link(directory)
+        for directory in reversed(plan.directories[1:]):  # what is inside first: it changes times
+            with self.into(directory.parts) as opened:
+                os.fchmod(opened, directory.mode)
+                os.utime(opened, ns=(directory.changed_ns, directory.changed_ns))
+        for directory in reversed(plan.directories):
+            self.tally.beat()
+            with self.into(directory.parts) as opened:
+                os.fsync(opened)
+
+    def _link(self, directory: Directory) -> None:
+        if not directory.links:
+            return
+        with self.into(directory.parts) as holder:
+            for link in directory.links:
+                there = self.name_of((*directory.parts, link.name))
+                with explained(f"make the link {there}", transient=_GONE):
+                    self.tally.arrived(skipped=_make_link(link.name, link.target, link.changed_ns, holder))
+
+
+@contextmanager
+def own_directory(directory: Path, *, make: bool) -> Iterator[int]:
+    """Open a directory of the service; its last name must not be a link."""
+    with explained(f"open {shown(directory)}"):
+        if make:
+            directory.mkdir(parents=True, exist_ok=True)
+        opened = os.open(directory, READ_DIRECTORY)
+    try:
+        yield opened
+    finally:
+        os.close(opened)

@@ -36,6 +36,7 @@ from edgecore.models import (
     TransferProgress,
     TransferReport,
 )
+from edgecore.parts import own_directory
 from edgecore.trees import READ_DIRECTORY, Plan, explained, plan_file, plan_tree, shown
 
 __all__ = ["FileTransfer"]
@@ -71,7 +72,7 @@ class FileTransfer(Transfer):
     def fetch(self, url: str, directory: Path, progress: TransferProgress) -> TransferReport:
         """Copy the file at *url*, or the content of the tree there, into *directory*."""
         names = _names(url)
-        with _source(names, url) as (source, file), _own(directory, make=True) as target:
+        with _source(names, url) as (source, file), own_directory(directory, make=True) as target:
             if file is None:
                 _refuse_inside(source, target, url, shown(directory))
             elif file == names[-1] and os.path.samestat(os.fstat(source), os.fstat(target)):
@@ -87,7 +88,10 @@ class FileTransfer(Transfer):
     @hookimpl
     def deliver(self, directory: Path, url: str, progress: TransferProgress) -> TransferReport:
         """Copy the content of *directory* to the directory at *url*, making parents."""
-        with _own(directory, make=False) as source, _target(_names(url), source, directory, url) as target:
+        with (
+            own_directory(directory, make=False) as source,
+            _target(_names(url), source, directory, url) as target,
+        ):
             copier = self._copier(source, target, shown(directory), url)
             return copier.run(_plan_tree, progress)
 
@@ -216,19 +220,6 @@ def _source(names: list[str], url: str) -> Iterator[tuple[int, str | None]]:
         yield place, left[0] if left else None
     finally:
         os.close(place)
-
-
-@contextmanager
-def _own(directory: Path, *, make: bool) -> Iterator[int]:
-    """Open a directory of the service; its last name must not be a link."""
-    with explained(f"open {shown(directory)}"):
-        if make:
-            directory.mkdir(parents=True, exist_ok=True)
-        opened = os.open(directory, READ_DIRECTORY)
-    try:
-        yield opened
-    finally:
-        os.close(opened)
 
 
 @contextmanager

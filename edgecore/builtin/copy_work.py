@@ -10,16 +10,15 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
 from typing import Final
 
-from attrs import Factory, define, frozen
+from attrs import Factory, define, field, frozen
 
 from edgecore.builtin.copy_file import Hand
 from edgecore.carrying import Patience, Tally, carry, share
 from edgecore.errors import TransferInterrupted
 from edgecore.models import TransferProgress, TransferReport
-from edgecore.parts import READ_FILE, make_link, open_part
+from edgecore.parts import READ_FILE, Destination, open_part
 from edgecore.trees import Directory, File, Parts, Plan, enter, explained, part_name, shown
 
 __all__ = ["Copier", "Limits"]
@@ -59,11 +58,13 @@ class Copier:
     target_name: str
     limits: Limits
     tally: Tally = Factory(Tally)
+    there: Destination = field(init=False)
 
     def run(self, plan: Callable[[Copier], Plan], progress: TransferProgress) -> TransferReport:
         """Plan and copy; raise what `Transfer.fetch` says, and whatever *progress* raises."""
         # The copying threads own their descriptors: they may outlive this call when a read hangs.
         self.source, self.target = os.dup(self.source), os.dup(self.target)
+        self.there = Destination(self.target, self.target_name, self.tally)
 
         def work() -> None:
             try:
@@ -81,63 +82,20 @@ class Copier:
 
     def _copy(self, plan: Plan) -> None:
         self.tally.total_bytes = plan.size_bytes
+        there = self.there
         for directory in plan.directories[1:]:
-            self._make(directory)
+            there.make(directory)
         share(lambda batch: self._copy_batch(*batch), _batches(plan), self.tally, threads=self.limits.streams)
-        for directory in plan.directories:
-            self._link(directory)
-        for directory in reversed(plan.directories[1:]):  # what is inside first: it changes times
-            with self._into(directory.parts) as opened:
-                os.fchmod(opened, directory.mode)
-                os.utime(opened, ns=(directory.changed_ns, directory.changed_ns))
-        for directory in reversed(plan.directories):
-            self.tally.beat()
-            with self._into(directory.parts) as opened:
-                os.fsync(opened)
-
-    # ------------------------------------------------------------------------ directories
-
-    @contextmanager
-    def _into(self, parts: Parts) -> Iterator[int]:
-        """Open a directory of the destination, explaining errors by its name."""
-        with explained(f"write to {self._there(parts)}", transient=_GONE):
-            opened = enter(self.target, parts)
-            try:
-                yield opened
-            finally:
-                os.close(opened)
-
-    def _make(self, directory: Directory) -> None:
-        self.tally.beat()
-        *above, name = directory.parts
-        with self._into(tuple(above)) as holder, suppress(FileExistsError):
-            os.mkdir(name, 0o700, dir_fd=holder)
-            return
-        with self._into(directory.parts) as opened:  # refused here when it is a link or a file
-            mode = stat.S_IMODE(os.fstat(opened).st_mode)
-            if mode & 0o700 != 0o700:  # a former call had already given it its final mode
-                os.fchmod(opened, mode | 0o700)
-
-    def _link(self, directory: Directory) -> None:
-        if not directory.links:
-            return
-        with self._into(directory.parts) as holder:
-            for link in directory.links:
-                here = self._there((*directory.parts, link.name))
-                with explained(f"make the link {here}", transient=_GONE):
-                    self.tally.arrived(skipped=make_link(link.name, link.target, link.changed_ns, holder))
+        there.finish(plan)
 
     def _here(self, parts: Iterable[str]) -> str:
         return "/".join((self.source_name, *map(shown, parts)))
-
-    def _there(self, parts: Iterable[str]) -> str:
-        return "/".join((self.target_name, *map(shown, parts)))
 
     # ------------------------------------------------------------------------------ files
 
     def _copy_batch(self, directory: Directory, files: list[File]) -> None:
         parts = directory.parts
-        with self._into(parts) as target:
+        with self.there.into(parts) as target:
             with explained(f"read {self._here(parts)}", transient=_CHANGED):
                 source = enter(self.source, parts)
             batch = _Batch(source, Hand(target, self.limits.compare, self.tally.beat), parts)
@@ -151,7 +109,7 @@ class Copier:
                 os.close(source)
 
     def _copy_file(self, batch: _Batch, file: File) -> None:
-        here, there = self._here((*batch.parts, file.source)), self._there((*batch.parts, file.name))
+        here, there = self._here((*batch.parts, file.source)), self.there.name_of((*batch.parts, file.name))
         self.tally.current = shown("/".join((*batch.parts, file.name)))
         with explained(f"read {here}", transient=_CHANGED):
             source = os.open(file.source, READ_FILE, dir_fd=batch.source)
@@ -175,11 +133,11 @@ class Copier:
     def _publish(self, batch: _Batch) -> None:
         """Sync what was written, then give each file its final name."""
         for file, part in batch.waiting:
-            with explained(f"sync {self._there((*batch.parts, file.name))}"):
+            with explained(f"sync {self.there.name_of((*batch.parts, file.name))}"):
                 os.fsync(part)
             self.tally.beat()
         for file, part in batch.waiting:
-            there = self._there((*batch.parts, file.name))
+            there = self.there.name_of((*batch.parts, file.name))
             with explained(f"rename to {there}", transient=_GONE):
                 os.rename(
                     part_name(file.name),
