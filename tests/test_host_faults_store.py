@@ -7,7 +7,7 @@ import os
 import signal
 import sqlite3
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from edgecore.desk import Desk
 from edgecore.errors import StoreError, StoreUnusable
 from edgecore.models import Application
 from edgecore.models import JobState as S
-from edgecore.reader import Reader
+from edgecore.reader import Reader, Request
 from edgecore.store import Store
 
 pytestmark = pytest.mark.slow
@@ -266,3 +266,24 @@ def test_with_rollback_a_site_works_on_a_network_file_system_with_readers_and_th
     finally:
         assert 0 == stop(process)
     site.check_statuses()
+
+
+def test_requests_are_served_again_after_the_store_could_not_be_read_for_a_moment(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Reader.requests
+    troubles = [StoreUnusable("disk I/O error")]
+
+    def requests(self: Reader, after: int) -> Sequence[Request]:
+        if troubles:
+            raise troubles.pop()
+        return real(self, after)
+
+    monkeypatch.setattr(Reader, "requests", requests)
+    edge.scheduling.auto = False
+    edge.start()
+    edge.send()
+    edge.wait("job", S.QUEUED)
+    edge.until(lambda: not troubles)
+    edge.ask("cancel")
+    edge.wait("job", S.JOB_CANCELLED)

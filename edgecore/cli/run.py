@@ -24,8 +24,8 @@ def run(site: Path | None, verbose: bool, log_json: bool) -> None:
 
     SITE is by default EDGECORE_SITE, else ./site.toml. The log goes to stderr, or where [log] in that file
     says; [metrics] has counters written for Prometheus, and [alarms] names a program that is told of alarms.
-    SIGTERM and Ctrl-C let it finish what was begun; jobs at the batch system go on meanwhile. A second one ends
-    it at once, and nothing is lost by that.
+    SIGTERM, SIGHUP and Ctrl-C let it finish what was begun; jobs at the batch system go on meanwhile. A
+    second one ends it at once, and nothing is lost by that.
 
     \b
     Example:
