@@ -20,7 +20,7 @@ from edgecore.config import SiteConfig
 from edgecore.errors import ConfigurationError, Problem, StoreLocked, StoreUnusable
 from edgecore.processes import user_name
 
-__all__ = ["Grounds", "take_grounds"]
+__all__ = ["Grounds", "look_for_store", "take_grounds"]
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +62,7 @@ def take_grounds(config: SiteConfig) -> Grounds:
     path = config.work_directory
     try:
         path.mkdir(parents=True, exist_ok=True)
-        note = locks.note_in(path / _LOCK)
-        if not config.store.exists() and _worked_with(config.store, note):
-            raise StoreUnusable(
-                f"{config.store} is not there, and a service has worked with it ({note}): mount its file system or "
-                f"restore it from a backup; to begin with an empty store, which knows no job, remove {path / _LOCK}"
-            )
+        look_for_store(config)
         lock = _hold(config)
         found = os.stat(path)
     except OSError as error:
@@ -78,6 +73,17 @@ def take_grounds(config: SiteConfig) -> Grounds:
         problem = Problem("work_directory", repr(str(path)), allowed)
         raise ConfigurationError(str(config.source), [problem]) from error
     return Grounds(path, lock, (found.st_dev, found.st_ino))
+
+
+def look_for_store(config: SiteConfig) -> None:
+    """Raise StoreUnusable where the store is not there, and a service has worked with it."""
+    file = config.work_directory / _LOCK
+    note = locks.note_in(file)
+    if not config.store.exists() and _worked_with(config.store, note):
+        raise StoreUnusable(
+            f"{config.store} is not there, and a service has worked with it ({note}): mount its file system or "
+            f"restore it from a backup; to begin with an empty store, which knows no job, remove {file}"
+        )
 
 
 def _worked_with(store: Path, note: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -187,6 +188,17 @@ def test_a_site_file_that_everybody_can_write_is_told(place: Place) -> None:
 
     assert WARNING is found.level
     assert f"chmod o-w {place.file}" in found.remedy
+
+
+def test_metrics_that_nothing_here_can_write_are_a_failure_as_they_are_for_a_start(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = added(place, '[metrics]\nfile = "edge.prom"\n')
+    assert "metrics" not in examined(host.host_checks(config), "directories")
+
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    found = examined(host.host_checks(config), "directories")["metrics"]
+    assert (FAILURE, True) == (found.level, "pip install 'edgecore[metrics]'" in found.message)
 
 
 def test_directories_of_the_log_and_the_metrics_are_examined_where_there_are_such(place: Place) -> None:

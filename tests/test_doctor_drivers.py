@@ -79,6 +79,18 @@ def test_a_broker_that_cannot_be_opened_is_a_failure_in_its_own_words(
     assert words in found["broker"].message
 
 
+def test_queues_that_another_process_keeps_locked_are_no_reason_to_make_them_anew(place: Place) -> None:
+    config = changed(place, "[messaging]", "[messaging]\nbusy_timeout_s = 0.05")
+    assert OK is asked(config, "messaging")["queues"].level
+
+    with contextlib.closing(sqlite3.connect(place.base / "queues.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        found = asked(config, "messaging")["queues"]
+
+    assert (FAILURE, True) == (found.level, "database is locked" in found.message)
+    assert "see that the broker runs" in found.remedy
+
+
 def test_a_queue_file_that_is_none_is_a_failure(place: Place) -> None:
     (place.base / "queues.sqlite").write_text("something else" * 100)
 

@@ -20,6 +20,7 @@ from places import Place, copied
 from edgecore.config import SiteConfig
 from edgecore.directories import NETWORK_FILE_SYSTEMS
 from edgecore.doctor import store as store_part
+from edgecore.grounds import take_grounds
 from edgecore.models import Finding
 
 
@@ -84,6 +85,21 @@ def test_a_damaged_store_is_a_failure_with_what_to_do(place: Place, spoil: Calla
     assert FAILURE is found.level
     assert "site.sqlite is damaged: " in found.message
     assert ".recover" in found.remedy
+
+
+def test_a_store_that_was_cut_off_or_has_vanished_is_a_failure_as_it_is_for_a_start(place: Place) -> None:
+    config = place.config
+    config.store.write_bytes(b"")
+    found = stored(config)
+    assert {"service", "place", "file"} == set(found)
+    assert (FAILURE, True) == (found["file"].level, "is empty" in found["file"].message)
+
+    config.store.unlink()
+    assert OK is stored(config)["file"].level
+    take_grounds(config).close()  # a service has worked with it
+    found = stored(config)
+    assert FAILURE is found["file"].level
+    assert f"{config.store} is not there, and a service has worked with it" in found["file"].message
 
 
 def test_a_store_that_is_no_file_or_everybodys_is_told(place: Place) -> None:

@@ -24,7 +24,7 @@ from edgecore.drivers import (
     open_scheduling,
     open_transfer,
 )
-from edgecore.errors import ConfigurationError, EdgeError
+from edgecore.errors import BrokerUnavailable, ConfigurationError, EdgeError
 from edgecore.models import Finding, Level, SiteContext
 from edgecore.service import topology
 
@@ -133,9 +133,9 @@ class _Visit:
             try:
                 declared = relay.declare(topology=topology(self.config))
             except EdgeError as error:
-                yield from findings_of(
-                    "queues", error, "let this account use these queues, or make them anew"
-                )
+                allow = "let this account use these queues, or make them anew"
+                away = isinstance(error, BrokerUnavailable)
+                yield from findings_of("queues", error, _SEE_BROKER if away else allow)
             else:
                 yield Finding("queues", Level.OK, f"declared: {', '.join(declared.queues)}")
             yield from _diagnosed(relay)

@@ -13,9 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from edgecore.clock import Clock
 from edgecore.config import SiteConfig
 from edgecore.directories import DirectoryCheck
-from edgecore.doctor.checks import Check
+from edgecore.doctor.checks import Check, findings_of
+from edgecore.errors import ConfigurationError
+from edgecore.metrics import open_metrics
 from edgecore.models import Finding, Level
 from edgecore.processes import user_name
 from edgecore.store_file import OLDEST_SQLITE
@@ -52,11 +55,24 @@ def host_checks(config: SiteConfig) -> Iterator[Check]:
         if file is not None:
             place = DirectoryCheck(subject=subject, path=file.parent, low_bytes=_LITTLE_BYTES)
             yield Check(title="directories", subject=subject, find=place.findings)
+    if config.metrics.file is not None:
+        yield Check(title="directories", subject="metrics", find=partial(_metrics, config))
 
 
 def account_check(config: SiteConfig) -> Check:
     """Return the check that fails under another account than that of the site's service."""
     return Check(title="host", subject="account", find=partial(_account, config))
+
+
+def _metrics(config: SiteConfig) -> Iterator[Finding]:
+    """Look for what writes metrics, as every start does."""
+    assert config.metrics.file is not None
+    if not os.access(config.metrics.file.parent, os.W_OK | os.X_OK):
+        return  # said of the directory
+    try:
+        open_metrics(config, Clock())
+    except ConfigurationError as error:
+        yield from findings_of("metrics", error)
 
 
 def _site_file(config: SiteConfig) -> Iterator[Finding]:

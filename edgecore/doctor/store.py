@@ -17,8 +17,9 @@ from edgecore import migrations
 from edgecore.clock import iso
 from edgecore.config import SiteConfig
 from edgecore.directories import NETWORK_FILE_SYSTEMS, file_system_of, size_words
-from edgecore.doctor.checks import Check
+from edgecore.doctor.checks import Check, findings_of
 from edgecore.errors import StoreError
+from edgecore.grounds import look_for_store
 from edgecore.models import Finding, Level
 from edgecore.processes import user_name
 from edgecore.reader import Reader
@@ -75,6 +76,11 @@ def _place(config: SiteConfig) -> Iterator[Finding]:
 def _file(config: SiteConfig) -> Iterator[Finding]:
     path = config.store
     if not path.exists():
+        try:
+            look_for_store(config)
+        except StoreError as error:
+            yield from findings_of("file", error, "start no service before")
+            return
         words, remedy = f"{path} is not there yet; the first start makes it", ""
         if path.is_symlink():
             words, remedy = f"{path} is a link to nowhere", "remove it, or mount what it leads to"
@@ -83,6 +89,10 @@ def _file(config: SiteConfig) -> Iterator[Finding]:
     about = path.stat()
     if not path.is_file():
         yield Finding("file", Level.FAILURE, f"{path} is no file", "name another place for the store")
+    elif about.st_size == 0:
+        words = f"{path} is empty, which a store never is: something has cut it off"
+        remedy = "restore it from a backup, or remove it to begin with an empty store"
+        yield Finding("file", Level.FAILURE, words, remedy)
     elif not os.access(path, os.R_OK | os.W_OK):
         words = f"{path} belongs to {user_name(about.st_uid)}; {user_name()} may not read and write it"
         yield Finding(
@@ -102,8 +112,12 @@ def _file(config: SiteConfig) -> Iterator[Finding]:
         yield Finding("file", Level.OK, f"{path}: {size}")
 
 
+def _has_content(path: Path) -> bool:
+    return os.path.isfile(path) and os.path.getsize(path) > 0
+
+
 def _content(config: SiteConfig) -> Iterator[Finding]:
-    if not os.path.isfile(config.store):
+    if not _has_content(config.store):
         return
     try:
         with contextlib.closing(connect(config.store, read_only=True)) as connection:
@@ -146,7 +160,7 @@ def _counts(connection: sqlite3.Connection) -> Iterator[Finding]:
 def _integrity(config: SiteConfig, limit_s: float) -> Iterator[Finding]:
     """Have SQLite read through its structure; given up after *limit_s* seconds, which is no fault."""
     path = config.store
-    if not os.path.isfile(path):
+    if not _has_content(path):
         return
     if config.store_mode != "wal" and is_running(path):
         words = (
