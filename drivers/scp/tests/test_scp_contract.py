@@ -1,0 +1,83 @@
+"""The driver for scp:// and sftp:// keeps the contract of the transfer role, with a real sshd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import quote
+
+import pytest
+from testbed.sshd import Sshd, sshd
+from testbed.stall import Proxy
+
+from edgecore.testing.disks import small_disk
+from edgecore.testing.transfer import Peer, TransferContract
+
+__all__ = ["sshd"]
+
+
+class SshPeer(Peer):
+    """A directory behind sshd, and a proxy on the way there that can be slow, silent or gone."""
+
+    def __init__(self, place: Path, server: Sshd, proxy: Proxy, known_hosts: Path, scheme: str) -> None:
+        place.mkdir()
+        known_hosts.write_text(server.known_as(proxy.port))
+        self.place, self.proxy = place, proxy
+        self.url = f"{scheme}://{server.user}@127.0.0.1:{proxy.port}{quote(str(place))}"
+        self.settings: dict[str, Any] = {
+            "key_file": str(server.key),
+            "known_hosts": str(known_hosts),
+            "ssh_config": "none",
+            "agent": False,
+            "openssh_from_mb": 10,
+        }
+        self.impatient = {"no_progress_s": 0.5}
+
+    def slow(self) -> AbstractContextManager[None]:
+        return self.proxy.slow(10e6)
+
+    def break_connection(self) -> AbstractContextManager[None]:
+        return self.proxy.away()
+
+    def stall(self) -> AbstractContextManager[None]:
+        return self.proxy.stall()
+
+    @contextmanager
+    def fill_disk(self) -> Iterator[None]:
+        with small_disk(self.place):
+            yield
+
+    @contextmanager
+    def take_permission(self, name: str) -> Iterator[None]:
+        path = self.place / name
+        mode = path.stat().st_mode
+        path.chmod(0)
+        try:
+            import os
+
+            if os.access(path, os.R_OK):
+                pytest.skip("this user, probably root, may read everything")
+            yield
+        finally:
+            path.chmod(mode)
+
+
+class TestScp(TransferContract):
+    """With OpenSSH for long files and checksums on both sides."""
+
+    driver = "scp"
+    live = True
+    times_within_s = 1.0
+    cannot: ClassVar = {"list_as": "yet", "send_more": "yet"}
+
+    @pytest.fixture
+    def proxy(self, sshd: Sshd) -> Iterator[Proxy]:
+        proxy = Proxy(sshd.port).start()
+        yield proxy
+        proxy.close()
+
+    @pytest.fixture
+    def peer(self, tmp_path: Path, sshd: Sshd, proxy: Proxy) -> Peer:
+        return SshPeer(tmp_path / "far side", sshd, proxy, tmp_path / "known_hosts", self.driver)
