@@ -58,6 +58,7 @@ def failed(step: JobState, message: str, **more: Any) -> Job:
         (failed(S.STAGE_IN_FAILED, "the link a leads in circles"), "input-refused", "submitter"),
         (failed(S.STAGE_IN_FAILED, "it was not to be submitted after 2026-01-01"), "too-late", "submitter"),
         (failed(S.PREPROCESS_FAILED, "app.cfg: line 3, seed: 'x' (must be a whole number)"), "settings", "submitter"),
+        (failed(S.PREPROCESS_FAILED, "job x: app.cfg: there is no such file in /d/data"), "settings-missing", "submitter"),
         (failed(S.PREPROCESS_FAILED, "fetch ended with exit code 1: no card"), "program-refused", "submitter"),
         (failed(S.PREPROCESS_FAILED, "fetch gave no answer within 600 s"), "program-slow", "operator"),
         (failed(S.PREPROCESS_FAILED, "cannot run /x: No such file or directory (/x)"), "program-unusable", "operator"),
@@ -113,7 +114,7 @@ def test_every_advice_names_a_command_or_a_thing_to_do_and_every_kind_can_be_met
         "was not to be submitted after", "is not registered any more", "max_transfer_bytes", "is not below a prefix",
         "gave up after", "gave no answer within", "ended with exit code", "attempts were made", "cannot run",
         "the site has no launcher", "the input has a directory", "given up: ", "interrupted: ", "declared dead",
-        "ended before it started", "and its output was not staged out: ",
+        "ended before it started", "there is no such file in", "and its output was not staged out: ",
     ],
 )  # fmt: skip
 def test_the_words_by_which_a_kind_is_found_are_those_that_the_service_writes(words: str) -> None:
@@ -184,8 +185,8 @@ def test_a_job_at_the_batch_system_says_what_that_says(place: Place) -> None:
     assert ("the batch system: Priority",) == waits(place, queued)
     silent = place.keep(S.QUEUED, attempt=attempt())
     assert ("the batch system, which gives no reason",) == waits(place, silent)
-    ours = place.keep(S.HELD, attempt=attempt(held=True))
-    assert f"edgecore release {ours.id}" in waits(place, ours)[0]
+    ours = place.keep(S.HELD, intent=Intent.HELD, attempt=attempt(held=True))
+    assert [True] == [f"edgecore release {ours.id}" in words for words in waits(place, ours)]
     theirs = place.keep(S.HELD, message="JobHeldAdmin", attempt=attempt())
     assert ("whoever holds it in the batch system: JobHeldAdmin",) == waits(place, theirs)
     asked = place.keep(S.PREPROCESSED, intent=Intent.HELD)

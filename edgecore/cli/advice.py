@@ -160,6 +160,7 @@ def _of_transfers(step: JobState, what: str, key: str) -> Iterator[Failure]:
 
 
 def _of_programs(step: JobState) -> Iterator[Failure]:
+    again = " and runs the application again" if step is _S.POSTPROCESS_FAILED else ""
     yield Failure(
         kind="program-slow", step=step, words="gave no answer within", who=_OPERATOR,
         means="A program of the operator's took longer than script_timeout_s of the application.",
@@ -174,7 +175,7 @@ def _of_programs(step: JobState) -> Iterator[Failure]:
         kind="program-refused", step=step, words="ended with exit code", who=_SUBMITTER,
         means="A program of the operator's looked at the job and refused it; its last words are in the reason.",
         todo="Correct what it complains about in data/ of its directory: edgecore retry {id}; or at its input_url, "
-        f"{_AT_URL}. If its words say nothing, ask the operator.",
+        f"{_AT_URL}{again}. If its words say nothing, ask the operator.",
     )  # fmt: skip
 
 
@@ -182,7 +183,8 @@ _SUBMITTING: Final = (
     Failure(
         kind="never-starts", step=_S.SUBMIT_FAILED, words="^given up", who=_SUBMITTER,
         means="The batch system took it and would not start it, or not in the time that this site allows.",
-        todo=f"{_ANEW}, with another queue, fewer nodes or less walltime, as the reason says.",
+        todo=f"{_ANEW}, with another queue, fewer nodes or less walltime, as the reason says. If the reason is gone: "
+        "edgecore retry {id}",
     ),
     Failure(
         kind="too-many-attempts", step=_S.SUBMIT_FAILED, words="attempts were made", who=_OPERATOR,
@@ -287,6 +289,11 @@ _EXECUTION: Final = (
     ),
 )  # fmt: skip
 
+_NO_SETTINGS: Final = Failure(
+    kind="settings-missing", step=_S.PREPROCESS_FAILED, words="there is no such file in", who=_SUBMITTER,
+    means="The file that its config_file or scheduler_config names is not in its input.",
+    todo=f"Put it at its input_url, {_AT_URL}. If its name is wrong: submit the job again with the right one.",
+)  # fmt: skip
 _SETTINGS: Final = Failure(
     kind="settings", step=_S.PREPROCESS_FAILED, who=_SUBMITTER,
     means="A value in its config_file or scheduler_config is not what the application or the site allows.",
@@ -303,6 +310,7 @@ FAILURES: Final[tuple[Failure, ...]] = (
     *(kind for step in (*_BEFORE_SUBMISSION, *_AFTER_EXECUTION) for kind in _everywhere(step)),
     *(kind for step, what, key in _TRANSFERS for kind in _of_transfers(step, what, key)),
     *(kind for step in _PROGRAM_STEPS for kind in _of_programs(step)),
+    _NO_SETTINGS,
     _SETTINGS,
     *_SUBMITTING,
     *_EXECUTION,

@@ -29,7 +29,8 @@ def waits_for(config: SiteConfig, reader: Reader, job: Job, now: int) -> tuple[s
 def _waits(config: SiteConfig, reader: Reader, job: Job, now: int) -> Iterator[str]:
     if not is_running(config.store):
         yield f"the service of site {config.site}, which is not running here"
-    if job.intent is Intent.HELD and job.state not in (_S.RUNNING, _S.LOST):
+    held_there = job.state is _S.HELD and job.attempt is not None and job.attempt.held  # which is said below
+    if job.intent is Intent.HELD and job.state not in (_S.RUNNING, _S.LOST) and not held_there:
         yield f"its release, since somebody asked to hold it: edgecore release {job.id}"
     if job.due > now:
         again = f" after {job.failures} failures in a row" if job.failures else ""
