@@ -20,7 +20,7 @@ from edgecore.config import SiteConfig
 from edgecore.errors import ConfigurationError, Problem, StoreLocked, StoreUnusable
 from edgecore.processes import user_name
 
-__all__ = ["Grounds", "look_for_store", "take_grounds"]
+__all__ = ["Grounds", "look_for_store", "look_for_stranger", "take_grounds"]
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +86,20 @@ def look_for_store(config: SiteConfig) -> None:
         )
 
 
+def look_for_stranger(config: SiteConfig) -> None:
+    """Raise ConfigurationError where the service of another store works in the work directory."""
+    file = config.work_directory / _LOCK
+    note = locks.note_in(file)
+    if locks.is_held(file) and not _worked_with(config.store, note):
+        raise _works_there(config, note)
+
+
+def _works_there(config: SiteConfig, note: str) -> ConfigurationError:
+    allowed = f"another service works there ({note}); every site needs a work directory of its own"
+    problem = Problem("work_directory", repr(str(config.work_directory)), allowed)
+    return ConfigurationError(str(config.source), [problem])
+
+
 def _worked_with(store: Path, note: str) -> bool:
     return f", store {store}, " in note
 
@@ -99,9 +113,7 @@ def _hold(config: SiteConfig) -> int | None:
         if _worked_with(config.store, taken.note):
             words = f"{config.store} belongs to a running service ({taken.note}); stop it first"
             raise StoreLocked(words) from None
-        allowed = f"another service works there ({taken.note}); every site needs a work directory of its own"
-        problem = Problem("work_directory", repr(str(config.work_directory)), allowed)
-        raise ConfigurationError(str(config.source), [problem]) from None
+        raise _works_there(config, taken.note) from None
     except OSError as error:
         if error.errno not in _CANNOT_LOCK:
             raise

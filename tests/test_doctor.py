@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 from examined import FAILURE, OK, WARNING, added, changed, examined
 from places import Place
 
@@ -17,6 +19,7 @@ import edgecore
 from edgecore import doctor, serial
 from edgecore.doctor import Section, diagnose, host, limits
 from edgecore.doctor.checks import Check
+from edgecore.grounds import take_grounds
 from edgecore.models import Finding, Level
 
 # ------------------------------------------------------------------------------ in general
@@ -188,6 +191,21 @@ def test_a_site_file_that_everybody_can_write_is_told(place: Place) -> None:
 
     assert WARNING is found.level
     assert f"chmod o-w {place.file}" in found.remedy
+
+
+def test_a_work_directory_in_which_another_site_works_is_a_failure_as_it_is_for_a_start(place: Place) -> None:
+    config = place.config
+    with contextlib.closing(take_grounds(config)):
+        assert "other service" not in examined(host.host_checks(config), "directories")
+
+        second = evolve(config, store=place.base / "second.sqlite")
+        found = examined(host.host_checks(second), "directories")["other service"]
+
+    assert FAILURE is found.level
+    assert (
+        f"another service works there (site demo, store {config.store}, pid {os.getpid()} " in found.message
+    )
+    assert "other service" not in examined(host.host_checks(second), "directories")
 
 
 def test_metrics_that_nothing_here_can_write_are_a_failure_as_they_are_for_a_start(

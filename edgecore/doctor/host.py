@@ -18,6 +18,7 @@ from edgecore.config import SiteConfig
 from edgecore.directories import DirectoryCheck
 from edgecore.doctor.checks import Check, findings_of
 from edgecore.errors import ConfigurationError
+from edgecore.grounds import look_for_stranger
 from edgecore.metrics import open_metrics
 from edgecore.models import Finding, Level
 from edgecore.processes import user_name
@@ -49,6 +50,7 @@ def host_checks(config: SiteConfig) -> Iterator[Check]:
         yield Check(title="host", subject=subject, find=find)
     work = DirectoryCheck(subject="work directory", path=config.work_directory, made=True)
     yield Check(title="directories", subject="work directory", find=work.findings)
+    yield Check(title="directories", subject="other service", find=partial(_stranger, config))
     store = DirectoryCheck(subject="store directory", path=config.store.parent)
     yield Check(title="directories", subject="store directory", find=store.findings)
     for subject, file in (("log directory", config.log.file), ("metrics directory", config.metrics.file)):
@@ -62,6 +64,14 @@ def host_checks(config: SiteConfig) -> Iterator[Check]:
 def account_check(config: SiteConfig) -> Check:
     """Return the check that fails under another account than that of the site's service."""
     return Check(title="host", subject="account", find=partial(_account, config))
+
+
+def _stranger(config: SiteConfig) -> Iterator[Finding]:
+    """Look whether the service of another site works in the work directory, which a start refuses."""
+    try:
+        look_for_stranger(config)
+    except ConfigurationError as error:
+        yield from findings_of("other service", error)
 
 
 def _metrics(config: SiteConfig) -> Iterator[Finding]:
