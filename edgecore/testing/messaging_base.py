@@ -139,6 +139,8 @@ class MessagingBase:
     """A method of `MessageBroker` that cannot be had there -> why."""
     prefetch: ClassVar[int] = 0
     """How many messages a connection may hold beyond those that it was asked for."""
+    forgets: ClassVar[str] = ""
+    """Why a broker that is killed may forget what was settled just before, which then comes again; empty: it does not."""
     quiet_s: ClassVar[float] = 0.3
     """How long a queue is listened to before it counts as empty; a confirmed message must come sooner."""
     wakes_within_s: ClassVar[float] = 0.5
