@@ -44,6 +44,9 @@ packages:
 		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
 		  apt-get update -qq && apt-get install -y -qq --no-install-recommends busybox >/dev/null; } || \
 		echo "busybox is missing (apt-get install busybox): the batch script is not tested under its shell"
+	@test -x /usr/lib/rabbitmq/bin/rabbitmq-server || \
+		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && .ci/install-package rabbitmq-server rabbitmq-server; } || \
+		echo "rabbitmq-server is missing (apt-get install rabbitmq-server): its driver is not tested"
 
 # The environment is made anew when pyproject.toml changes. A new pip reads dependency groups.
 $(BIN)/pip:
@@ -54,8 +57,8 @@ $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade 'pip>=25.1'
 
-$(STAMP): pyproject.toml examples/driver/pyproject.toml $(BIN)/pip
-	$(BIN)/python -m pip install -q -e '.[cli]' -e examples/driver --group dev
+$(STAMP): pyproject.toml drivers/scp/pyproject.toml examples/driver/pyproject.toml $(BIN)/pip
+	$(BIN)/python -m pip install -q -e '.[cli]' -e drivers/scp -e examples/driver --group dev
 	@touch $@
 
 # The event generator comes as a binary wheel only: compiling it takes half an hour.

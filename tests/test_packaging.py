@@ -35,8 +35,8 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("installed") / "venv"
     venv.EnvBuilder(symlinks=True).create(place)
     packages = next(place.glob("lib/python*/site-packages"))
-    # The example driver is listed among our dependencies, and stands in the source tree.
-    (packages / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}/examples/driver\n")
+    # Drivers in packages of their own are listed among our dependencies, and stand in the source tree.
+    (packages / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}/drivers/scp\n{ROOT}/examples/driver\n")
     (wheel,) = built.glob("*.whl")
     pip = [
         sys.executable,

@@ -97,7 +97,10 @@ class Sshd:
             )
             with (self.directory / "log").open("ab") as log:
                 self.process = subprocess.Popen(
-                    [_SSHD, "-D", "-e", "-f", config], stdin=subprocess.DEVNULL, stderr=log, start_new_session=True
+                    [_SSHD, "-D", "-e", "-f", config],
+                    stdin=subprocess.DEVNULL,
+                    stderr=log,
+                    start_new_session=True,
                 )
             if self._greets(deadline):
                 return self
@@ -130,7 +133,7 @@ class Sshd:
 
 def make_key(path: Path, *more: str) -> Path:
     """Make a key pair."""
-    command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", path, *more]
+    command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", str(path), *more]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     return path
 

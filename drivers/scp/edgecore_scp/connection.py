@@ -18,7 +18,7 @@ from attrs import define, field, frozen
 from edgecore.errors import TransferInterrupted
 from edgecore_scp.hosts import Login, Route, connected, route_to
 from edgecore_scp.place import Place
-from edgecore_scp.session import Session
+from edgecore_scp.session import Session, said
 
 __all__ = ["Connection", "Output", "Pool"]
 
@@ -46,6 +46,8 @@ class Connection:
     clients: list[paramiko.SSHClient]
     users: int = 0
     last_used: float = field(factory=time.monotonic)
+    tired: bool = False
+    """Whether something broke off on it: whoever comes next gets a new one."""
     facts: dict[str, object] = field(factory=dict)
     """What was found out about the host, such as which programs it has."""
     _idle: list[Session] = field(factory=list)
@@ -93,9 +95,7 @@ class Connection:
                 channel.exec_command(command)
                 return _conversation(channel, stdin, beat, check, quiet_s)
             except (OSError, EOFError, paramiko.SSHException) as error:
-                raise TransferInterrupted(
-                    f"cannot run a command on {self.route}: {error or 'it was closed'}"
-                ) from error
+                raise TransferInterrupted(f"cannot run a command on {self.route}: {said(error)}") from error
 
     def close(self) -> None:
         """Log out."""
@@ -114,7 +114,7 @@ class Connection:
             session.begin()
         except (OSError, EOFError, paramiko.SSHException) as error:
             channel.close()
-            raise TransferInterrupted(f"{self.route} offers no SFTP: {error or 'it was closed'}") from error
+            raise TransferInterrupted(f"{self.route} offers no SFTP: {said(error)}") from error
         except BaseException:
             channel.close()
             raise
@@ -135,9 +135,7 @@ class Connection:
                 raise EOFError("it was closed")
             channel = transport.open_session(window_size=_WINDOW_BYTES)
         except (OSError, EOFError, paramiko.SSHException) as error:
-            raise TransferInterrupted(
-                f"cannot open a channel to {self.route}: {error or 'it was closed'}"
-            ) from error
+            raise TransferInterrupted(f"cannot open a channel to {self.route}: {said(error)}") from error
         channel.settimeout(_TICK_S)
         return channel
 
@@ -203,10 +201,16 @@ class Pool:
         connection = self._taken(route)
         try:
             yield connection
+        except TransferInterrupted:
+            connection.tired = True
+            raise
         finally:
             with self._lock:
                 connection.users -= 1
                 connection.last_used = time.monotonic()
+                over = connection.users == 0 and self._connections.get(route) is not connection
+            if over:
+                connection.close()
 
     def close(self) -> None:
         """Log out everywhere."""
@@ -225,7 +229,7 @@ class Pool:
         with making:  # one log-in at a time; whoever waits gets the same connection
             with self._lock:
                 found = self._connections.get(route)
-                if found is not None and found.alive:
+                if found is not None and found.alive and not found.tired:
                     found.users += 1
                     return found
             made = Connection(route, connected(route, self.login), users=1)
@@ -234,7 +238,7 @@ class Pool:
                 if self._janitor is None:
                     self._janitor = threading.Thread(target=self._tidy, name="scp idle", daemon=True)
                     self._janitor.start()
-        if found is not None:
+        if found is not None and found.users == 0:
             found.close()
         return made
 

@@ -26,7 +26,7 @@ from edgecore.models import (
     TransferReport,
 )
 from edgecore.parts import own_directory
-from edgecore.trees import Plan, shown
+from edgecore.trees import Plan, explained, shown
 from edgecore_scp import wire
 from edgecore_scp.bulk import Bulk
 from edgecore_scp.connection import Connection, Pool
@@ -201,7 +201,11 @@ class ScpTransfer(Transfer):
         tally, verified = Tally(), list[str]()
 
         def connect_and_work() -> None:
-            with self._connections.connection(place) as connection:
+            with (
+                failing(f"carry files {between}"),
+                explained(f"carry files {between}"),
+                self._connections.connection(place) as connection,
+            ):
                 verified.append(work(connection, tally))
 
         patience = Patience(self.no_progress_s, between, "is the host, or the network to it, hanging?")

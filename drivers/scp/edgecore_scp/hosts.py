@@ -19,6 +19,7 @@ from attrs import frozen
 from edgecore.errors import EdgeError, TransferInterrupted, TransferRefused
 from edgecore.processes import user_name
 from edgecore_scp.place import Place
+from edgecore_scp.session import said
 
 __all__ = ["Login", "Route", "connected", "route_to"]
 
@@ -144,12 +145,15 @@ def _socket(route: Route, login: Login, clients: Sequence[paramiko.SSHClient]) -
             "direct-tcpip", (route.address, route.port), ("127.0.0.1", 0), timeout=login.connect_s
         )
     except (OSError, EOFError, paramiko.SSHException) as error:
-        words = (
-            os.strerror(error.errno) if isinstance(error, OSError) and (error.errno or 0) > 0 else str(error)
-        )
         raise TransferInterrupted(
-            f"connect to host {route.address} port {route.port}: {words or type(error).__name__}"
+            f"connect to host {route.address} port {route.port}: {_reason(error)}"
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return the system's words where it has any, which are OpenSSH's, too."""
+    number = error.errno if isinstance(error, OSError) else None
+    return os.strerror(number) if number is not None and number > 0 else said(error)
 
 
 def _logged_in(route: Route, login: Login, sock: Any) -> paramiko.SSHClient:
@@ -245,4 +249,4 @@ def _explained(error: Exception, route: Route) -> EdgeError:
         return TransferRefused(f"Host key verification failed: {error}")
     if isinstance(error, PermissionError) and error.filename:
         return TransferRefused(f"cannot read {error.filename} for {route}: {error.strerror}")
-    return TransferInterrupted(f"cannot log in as {route}: {error or type(error).__name__}")
+    return TransferInterrupted(f"cannot log in as {route}: {said(error)}")

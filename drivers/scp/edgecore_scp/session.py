@@ -18,9 +18,9 @@ from paramiko import Channel, SSHException
 
 from edgecore.errors import TransferInterrupted, TransferRefused
 from edgecore_scp import wire
-from edgecore_scp.wire import Answer, Failure, Garbled, Kind, Request, Status
+from edgecore_scp.wire import Answer, Failure, Kind, Request, Status
 
-__all__ = ["Session", "failing"]
+__all__ = ["Session", "failing", "said"]
 
 _IN_FLIGHT: Final = 256
 _IN_FLIGHT_BYTES: Final = 4 * 1024 * 1024
@@ -45,6 +45,11 @@ def failing(asked: str, *, transient: frozenset[int] = frozenset()) -> Iterator[
         raise TransferInterrupted(words) from failure
 
 
+def said(error: BaseException) -> str:
+    """Return what an error says; much of what paramiko raises about a lost connection says nothing."""
+    return str(error) or "it was closed"
+
+
 @define(eq=False)
 class Session:
     """One SFTP session; *peer* is for messages."""
@@ -65,12 +70,11 @@ class Session:
         kind, body = self._packet()
         if kind != Kind.VERSION or int.from_bytes(body[:4], "big") < wire.VERSION:
             raise self._broke("it does not speak version 3 of SFTP")
-        with self._understood():
-            self.extensions = frozenset(Answer(kind, body[4:]).extensions())
-            if b"limits@openssh.com" in self.extensions:
-                read, write = self.ask(wire.extended(b"limits@openssh.com")).limits()
-                self.read_bytes = min(read or _LONGEST_BLOCK_BYTES, _LONGEST_BLOCK_BYTES)
-                self.write_bytes = min(write or _LONGEST_BLOCK_BYTES, _LONGEST_BLOCK_BYTES)
+        self.extensions = frozenset(Answer(kind, body[4:]).extensions())
+        if b"limits@openssh.com" in self.extensions:
+            read, write = self.ask(wire.extended(b"limits@openssh.com")).limits()
+            self.read_bytes = min(read or _LONGEST_BLOCK_BYTES, _LONGEST_BLOCK_BYTES)
+            self.write_bytes = min(write or _LONGEST_BLOCK_BYTES, _LONGEST_BLOCK_BYTES)
 
     def ask(self, request: Request) -> Answer:
         """Send one request and wait for its answer."""
@@ -82,10 +86,7 @@ class Session:
 
         Raises TransferInterrupted when the connection breaks. To be used to its end.
         """
-        with self._understood():
-            yield from self._exchange(iter(requests))
-
-    def _exchange(self, requests: Iterator[Request]) -> Iterator[Answer]:
+        wanted = iter(requests)
         waiting: deque[tuple[int, int]] = deque()
         answered: dict[int, Answer] = {}
         flying_bytes, more = 0, True
@@ -93,7 +94,7 @@ class Session:
             if more and len(waiting) <= _IN_FLIGHT // 2 and flying_bytes <= _IN_FLIGHT_BYTES // 2:
                 out = bytearray()
                 while len(waiting) < _IN_FLIGHT and flying_bytes < _IN_FLIGHT_BYTES:
-                    request = next(requests, None)
+                    request = next(wanted, None)
                     if request is None:
                         more = False
                         break
@@ -134,34 +135,25 @@ class Session:
         """Return the room on the file system of a path; None where the server does not tell."""
         if b"statvfs@openssh.com" not in self.extensions:
             return None
-        with self._understood():
-            try:
-                return self.ask(wire.extended(b"statvfs@openssh.com", path)).free_bytes()
-            except Failure:
-                return None
+        try:
+            return self.ask(wire.extended(b"statvfs@openssh.com", path)).free_bytes()
+        except Failure:
+            return None
 
     def look(self, path: bytes) -> wire.Attributes | None:
         """Return what stands at *path*, not following a link there; None when there is nothing. Raises Failure."""
-        with self._understood():
-            try:
-                return self.ask(wire.of_path(Kind.LSTAT, path)).attributes()
-            except Failure as failure:
-                if failure.code == Status.NO_SUCH_FILE:
-                    return None
-                raise
+        try:
+            return self.ask(wire.of_path(Kind.LSTAT, path)).attributes()
+        except Failure as failure:
+            if failure.code == Status.NO_SUCH_FILE:
+                return None
+            raise
 
     def close(self) -> None:
         """Give the channel back."""
         self.channel.close()
 
     # ------------------------------------------------------------------------------- channel
-
-    @contextmanager
-    def _understood(self) -> Iterator[None]:
-        try:
-            yield
-        except Garbled as error:
-            raise self._broke(str(error)) from error
 
     def _broke(self, why: str) -> TransferInterrupted:
         return TransferInterrupted(f"the connection to {self.peer} is of no use any more: {why}")
@@ -174,7 +166,7 @@ class Session:
             except TimeoutError:
                 self.check()
             except (OSError, SSHException, EOFError) as error:
-                raise self._broke(str(error) or "it was closed") from error
+                raise self._broke(said(error)) from error
 
     def _packet(self) -> tuple[int, bytes]:
         size, kind = struct.unpack(">IB", self._take(5))
@@ -193,7 +185,7 @@ class Session:
                 self.check()
                 continue
             except (OSError, SSHException, EOFError) as error:
-                raise self._broke(str(error) or "it was closed") from error
+                raise self._broke(said(error)) from error
             if not came:
                 raise self._broke("it was closed by the other side")
             self._came += came

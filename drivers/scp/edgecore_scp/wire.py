@@ -14,6 +14,8 @@ from typing import Final
 
 from attrs import frozen
 
+from edgecore.errors import TransferInterrupted
+
 __all__ = [
     "CREATE",
     "EXCLUSIVE",
@@ -108,8 +110,11 @@ class Failure(Exception):
         super().__init__(text)
 
 
-class Garbled(Exception):
+class Garbled(TransferInterrupted):
     """The server sent what is no answer to the request."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the server does not keep to the protocol: {what}")
 
 
 @frozen

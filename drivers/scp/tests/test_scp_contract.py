@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import quote
 
 import pytest
+from testbed.hostile_sftp import HostileSftp, Lies
 from testbed.sshd import Sshd, sshd
 from testbed.stall import Proxy
 
@@ -24,7 +26,7 @@ class SshPeer(Peer):
     def __init__(self, place: Path, server: Sshd, proxy: Proxy, known_hosts: Path, scheme: str) -> None:
         place.mkdir()
         known_hosts.write_text(server.known_as(proxy.port))
-        self.place, self.proxy = place, proxy
+        self.place, self.proxy, self.host_key = place, proxy, server.host_key
         self.url = f"{scheme}://{server.user}@127.0.0.1:{proxy.port}{quote(str(place))}"
         self.settings: dict[str, Any] = {
             "key_file": str(server.key),
@@ -50,13 +52,26 @@ class SshPeer(Peer):
             yield
 
     @contextmanager
+    def list_as(self, name: str, entries: Sequence[str]) -> Iterator[None]:
+        with self._lying(Lies(listings={str(self.place / name): entries})):
+            yield
+
+    @contextmanager
+    def send_more(self, name: str) -> Iterator[None]:
+        with self._lying(Lies(endless_files=frozenset({str(self.place / name)}))):
+            yield
+
+    @contextmanager
+    def _lying(self, lies: Lies) -> Iterator[None]:
+        with HostileSftp(self.host_key, lies).running() as hostile, self.proxy.leading_to(hostile.port):
+            yield
+
+    @contextmanager
     def take_permission(self, name: str) -> Iterator[None]:
         path = self.place / name
         mode = path.stat().st_mode
         path.chmod(0)
         try:
-            import os
-
             if os.access(path, os.R_OK):
                 pytest.skip("this user, probably root, may read everything")
             yield
@@ -70,7 +85,6 @@ class TestScp(TransferContract):
     driver = "scp"
     live = True
     times_within_s = 1.0
-    cannot: ClassVar = {"list_as": "yet", "send_more": "yet"}
 
     @pytest.fixture
     def proxy(self, sshd: Sshd) -> Iterator[Proxy]:
