@@ -31,7 +31,7 @@ class RecordDialect(Dialect):
 
     executables: ClassVar = ("control",)
     words: ClassVar = {condition: condition.name[0] for condition in Condition}
-    refusals: ClassVar = {"permanent": "Unknown queue", "transient": "Maximum number of jobs"}
+    refusals: ClassVar = {"permanent": "\nUnknown queue\nTry --help", "transient": "Maximum number of jobs"}
     keeps_ended: ClassVar = True
     stuck: ClassVar = Condition.HELD
 

@@ -446,6 +446,34 @@ def test_a_refused_submission_is_not_in_the_queue(plain: Plain, kind: Refusal) -
     assert [] == plain.system.jobs()
 
 
+def test_the_words_of_a_refusal_are_its_first_line(tmp_path: Path) -> None:
+    with (
+        FakeBatchSystem(tmp_path / "fake", RecordDialect) as system,
+        system.refusing(Refusal.PERMANENT) as words,
+    ):
+        result = run(["control", "submit"], timeout_s=DEADLINE_S, environment=system.environment)
+    assert "Unknown queue" == words
+    assert "control ended with exit code 1: Unknown queue; Try --help" == result.complaint()
+
+
+def test_noise_is_more_than_a_pipe_holds_and_stands_beside_the_answer(plain: Plain) -> None:
+    quiet = plain.run("fstat")
+    with plain.system.noisy():
+        noisy = plain.run("fstat")
+    assert (0, quiet.output) == (noisy.exit_code, noisy.output)
+    assert b"" == quiet.errors
+    assert 65_536 < len(noisy.errors)
+
+
+def test_a_job_tells_what_was_asked_for_it(plain: Plain) -> None:
+    plain.system.pause()
+    plain.submit("exit 0\n", "--nodes=2", "--processes=3", "--minutes=17", "--queue=long", "--option=a=b")
+    (job,) = plain.system.jobs()
+    expected = {"num_nodes": 2, "processes_per_node": 3, "wall_time_minutes": 17, "queue": "long"}
+    expected |= {"project": "", "comment": "", "restartable": True, "options": {"a": "b"}}
+    assert expected == job.request
+
+
 # ------------------------------------------------------------------------- crowds and crashes
 
 

@@ -19,6 +19,7 @@ class TestFork(SchedulingContract):
 
     driver = "fork"
     live = True
+    accepted = {"num_nodes": 1}  # noqa: RUF012 - the contract declares it
     cannot = {  # noqa: RUF012 - the contract declares it
         (2, "once"): "what is in the way of its file is there for a time, not for a number of questions",
         (2, "thrice"): "what is in the way of its file is there for a time, not for a number of questions",

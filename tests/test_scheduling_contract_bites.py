@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow
 CARELESS: Final = '''
 import subprocess
 from attrs import define, evolve
+from edgecore.commands import CommandResult
 from edgecore.errors import SchedulerUnavailable
 from edgecore.hookspecs import hookimpl
 from edgecore.models import NativeState, Observation, Refusal, Refused, Submitted
@@ -124,6 +125,57 @@ class Inherits(FakeScheduling):
     def _run(self, arguments):
         subprocess.run(["true"], check=True)
         return FakeScheduling._run(self, arguments)
+
+
+@define(eq=False)
+class RunsCommandsItself(FakeScheduling):
+    """Have a command end, then read what it said, and give it up alone."""
+
+    def _run(self, arguments):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        environment = {**self._environment, "LC_ALL": "C"}
+        process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, env=environment, **pipes)
+        with process.stdout, process.stderr:
+            try:
+                code = process.wait(self.timeout_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise SchedulerUnavailable("no answer") from None
+            said = {"output": process.stdout.read(), "errors": process.stderr.read()}
+        return CommandResult(arguments=tuple(arguments), exit_code=code, duration_s=0.0, **said)
+
+
+@define(eq=False)
+class StreamsAreOne(FakeScheduling):
+    """Read what a command says, wherever it says it."""
+
+    def _run(self, arguments):
+        result = FakeScheduling._run(self, arguments)
+        return evolve(result, output=result.errors + result.output)
+
+
+@define(eq=False)
+class AsksForLess(FakeScheduling):
+    """Forget some of what a job needs."""
+
+    def _run(self, arguments):
+        left = [argument for argument in arguments if argument.partition("=")[0] not in LEFT_OUT]
+        return FakeScheduling._run(self, left)
+
+
+LEFT_OUT = {"--nodes", "--no-requeue"}
+
+
+@define(eq=False)
+class FindsTheLiving(FakeScheduling):
+    """Look for names among what waits and runs."""
+
+    @hookimpl
+    def find(self, tags):
+        listed = self._listed().values()
+        found = {tag: [seen for seen in listed if seen.name == tag] for tag in tags}
+        return {tag: some for tag, some in found.items() if some}
 '''
 
 CONTRACT: Final = """
@@ -152,6 +204,16 @@ FOUND: Final = [
     ("ManyQuestions", "test_one_look_at_many_jobs_takes_few_commands"),
     ("Remembers", "test_a_new_driver_object_knows_what_the_old_one_submitted"),
     ("Inherits", "test_commands_get_the_environment_that_is_handed_over_and_nothing_else"),
+    (
+        "IdsAreNames",
+        "test_a_job_of_our_own_under_another_name_is_neither_cancelled_nor_held_nor_released",
+    ),
+    ("RunsCommandsItself", "test_a_listing_that_is_longer_than_a_pipe_holds_is_read_whole"),
+    ("RunsCommandsItself", "test_a_command_that_hangs_is_given_up_and_leaves_no_process"),
+    ("RunsCommandsItself", "test_what_commands_say_beside_their_answer_hides_no_answer"),
+    ("StreamsAreOne", "test_what_commands_say_beside_their_answer_hides_no_answer"),
+    ("AsksForLess", "test_the_batch_system_is_asked_for_what_the_group_asks_for"),
+    ("FindsTheLiving", "test_what_ended_is_found_as_long_as_it_is_observed"),
 ]
 
 

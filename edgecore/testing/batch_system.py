@@ -29,6 +29,10 @@ class NativeJob:
     state: NativeState
     executions: int = 0
     """How often its script was started."""
+    request: Mapping[str, Any] | None = None
+    """What was asked for it, as the batch system understood it, as far as that is known here: any of ``num_nodes``,
+    ``processes_per_node``, ``wall_time_minutes``, ``queue``, ``project``, ``comment``, ``restartable`` and
+    ``options``, which is a mapping of texts; None where nothing is known."""
 
 
 class BatchSystem:
@@ -119,6 +123,10 @@ class BatchSystem:
 
     def garbling(self, batch_id: str, how: Garbling) -> AbstractContextManager[None]:
         """Spoil what listings say about one job."""
+        raise NotImplementedError
+
+    def noisy(self) -> AbstractContextManager[None]:
+        """Let every command write to its standard error, before its answer, more than a pipe holds."""
         raise NotImplementedError
 
     def spoil_submit(self, fault: SubmitFault) -> AbstractContextManager[None]:

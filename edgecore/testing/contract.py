@@ -64,7 +64,8 @@ class SchedulingTests:
     }
     """Ending -> a part of the reason that the batch system gives, in lower case, ``_`` as a space."""
     accepted: ClassVar[Mapping[str, Any]] = {}
-    """What a group may ask for here, such as ``{"queue": "batch", "options": {"constraint": "knl"}}``."""
+    """What a group may ask for here, such as ``{"queue": "batch", "options": {"constraint": "knl"}}``; also
+    ``{"num_nodes": 1}`` where there are no two."""
     longest_s: ClassVar[float] = 15.0
     """Seconds in which every hook comes back, also when the batch system's commands do not."""
     most_commands: ClassVar[int] = 4

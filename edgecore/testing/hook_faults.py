@@ -65,6 +65,20 @@ class HookFaults(HookTests):
             assert time.monotonic() - begun < self.longest_s
             wait_for(lambda: not _marked(client.mark), DEADLINE_S, lambda: _marked(client.mark))
 
+    @pytest.mark.fault(4, "behind")
+    def test_what_is_queued_again_counts_more_than_the_end_that_accounting_remembers(
+        self, client: Client
+    ) -> None:
+        (reference,) = client.submit(text="sleep 100", restartable=True)
+        client.wait_state(NativeState.RUNNING, reference)
+        client.system.pause()
+        client.system.interrupt(str(reference.batch_id), Ending.NODE_FAILURE)
+        with client.system.accounting_behind():
+            client.system.requeue(str(reference.batch_id))
+            seen = client.see(reference)
+        assert seen is not None
+        assert NativeState.QUEUED is seen.state
+
     @pytest.mark.fault(5)
     def test_an_unknown_state_word_is_an_unknown_state_of_that_job_alone(self, client: Client) -> None:
         client.system.pause()
@@ -102,6 +116,19 @@ class HookFaults(HookTests):
             assert reference.batch_id == seen[reference.tag].batch_id
         if victim.tag in seen:
             assert seen[victim.tag].state in (NativeState.QUEUED, NativeState.UNKNOWN)
+
+    @pytest.mark.fault(7, "noise")
+    def test_what_commands_say_beside_their_answer_hides_no_answer(self, client: Client) -> None:
+        client.system.pause()
+        with client.system.noisy():
+            (reference,) = client.submit()
+            assert [reference.batch_id] == [job.batch_id for job in client.system.jobs()]
+            seen = client.see(reference)
+            assert seen is not None
+            assert NativeState.QUEUED is seen.state
+            assert {reference.tag} == set(client.relay.find(tags=[reference.tag]))
+            client.relay.cancel(references=[reference])
+        assert [NativeState.ENDED] == [job.state for job in client.system.jobs()]
 
     @pytest.mark.fault(9)
     def test_an_id_that_was_printed_counts_whatever_the_exit_code(self, client: Client) -> None:

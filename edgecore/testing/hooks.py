@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import evolve
@@ -19,6 +20,8 @@ __all__ = ["HookTests"]
 
 _LARGEST_GROUP_TRIED = 2_000
 _STRANGERS = 300
+_LONG_LISTING = 2_000
+"""So many jobs take more than the 64 KiB that a pipe holds, at 33 bytes each."""
 
 
 @pytest.mark.slow
@@ -86,11 +89,37 @@ class HookTests(SchedulingTests):
         (reference,) = client.submit(text="touch ran.txt", **self.accepted)
         wait_for((reference.directory / "ran.txt").exists, DEADLINE_S, client.system.jobs)
 
+    @pytest.mark.parametrize("restartable", [False, True])
+    def test_the_batch_system_is_asked_for_what_the_group_asks_for(
+        self, client: Client, restartable: bool
+    ) -> None:
+        client.system.pause()
+        shape: dict[str, Any] = {
+            "num_nodes": 2,
+            "processes_per_node": 3,
+            "wall_time_minutes": 17,
+            **self.accepted,
+        }
+        group = client.group(1, "exit 0", restartable=restartable, **shape)
+        answer = client.relay.submit(group=group)[group.tag]
+        assert isinstance(answer, Submitted), f"{answer}; a contract class names what is taken in `accepted`"
+        (native,) = client.system.jobs()
+        if native.request is None:
+            pytest.skip("this batch system does not tell what it was asked for")
+        comment = group.submissions[0].comment
+        options = {key: str(value) for key, value in shape.pop("options", {}).items()}
+        wanted = {**shape, "comment": comment, "restartable": restartable}
+        known = {key: value for key, value in wanted.items() if key in native.request}
+        assert known == {key: native.request[key] for key in known}
+        if "options" in native.request:
+            assert options.items() <= native.request["options"].items()
+
     def test_a_run_directory_may_have_any_name(self, tmp_path: Path, batch_system: BatchSystem) -> None:
         client = Client(self.driver, batch_system, tmp_path / 'it\'s a $directory, "né"')
-        (reference,) = client.submit(text="touch ran.txt; exit 0")
-        client.wait_executions(1)
-        assert reference.batch_id == batch_system.jobs()[0].batch_id
+        references = [*client.submit(text="touch ran.txt"), *self._some(client, "touch ran.txt")]
+        for reference in references:
+            wait_for((reference.directory / "ran.txt").exists, DEADLINE_S, batch_system.jobs)
+        assert {one.batch_id for one in references} == {job.batch_id for job in batch_system.jobs()}
         client.relay.close()
 
     # --------------------------------------------------------------------------------- observe
@@ -127,6 +156,14 @@ class HookTests(SchedulingTests):
         assert self._asked(client) - before <= self.most_commands
         assert {reference.tag for reference in references} == set(seen)
 
+    def test_a_listing_that_is_longer_than_a_pipe_holds_is_read_whole(self, client: Client) -> None:
+        each = min(client.relay.profile.max_group, _LARGEST_GROUP_TRIED)
+        if each < _LONG_LISTING // 4:
+            pytest.skip(f"groups of {each} are too small to fill a listing with")
+        client.system.pause()
+        references = [one for _ in range(-(-_LONG_LISTING // each)) for one in client.submit(each)]
+        assert {one.tag for one in references} == set(client.relay.observe(references=references))
+
     def test_jobs_that_nobody_knows_are_not_listed(self, client: Client) -> None:
         client.system.pause()
         (mine,) = client.submit()
@@ -149,6 +186,15 @@ class HookTests(SchedulingTests):
         expected = sorted((each.batch_id, each.index) for each in together)
         assert expected == sorted((one.batch_id, one.index) for one in found[leader])
         assert {} == client.relay.find(tags=[])
+
+    def test_what_ended_is_found_as_long_as_it_is_observed(self, client: Client) -> None:
+        (ended,) = client.submit(text="exit 0")
+        native = client.system.jobs
+        wait_for(lambda: native()[0].state is NativeState.ENDED, DEADLINE_S, native)
+        if client.see(ended) is None:
+            pytest.skip("this batch system forgets what has ended")
+        found = client.relay.find(tags=[ended.tag])
+        assert [ended.batch_id] == [one.batch_id for one in found.get(ended.tag, ())]
 
     # --------------------------------------------------------------------- cancel, hold, release
 
@@ -209,6 +255,26 @@ class HookTests(SchedulingTests):
         assert {} == client.relay.find(tags=[lost.tag])
         getattr(client.relay, hook)(references=[lost])
         assert client.system.stranger_is_alive(str(lost.batch_id))
+
+    @pytest.mark.fault(8)
+    def test_a_job_of_our_own_under_another_name_is_neither_cancelled_nor_held_nor_released(
+        self, client: Client
+    ) -> None:
+        client.system.pause()
+        waits, held = (client.submit()[0] for _ in range(2))
+        can_hold = client.relay.profile.can_hold
+        if can_hold:
+            client.relay.hold(references=[held])
+            client.wait_state(NativeState.HELD, held)
+        others = [
+            evolve(mine, tag=f"enobody{number:06}", group_tag=f"enobody{number:06}")
+            for number, mine in enumerate((waits, held))
+        ]
+        client.relay.hold(references=others[:1])
+        client.relay.release(references=others[1:])
+        client.relay.cancel(references=others)
+        expected = [NativeState.QUEUED, NativeState.HELD if can_hold else NativeState.QUEUED]
+        assert expected == [job.state for job in client.system.jobs()]
 
     # ------------------------------------------------------------------------ what is remembered
 

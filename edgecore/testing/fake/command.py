@@ -26,6 +26,8 @@ from edgecore.testing.words import Command, SubmitFault
 __all__ = ["main"]
 
 _FOR_EVER_S: Final = 3600.0
+_NOISE: Final = b"warning: the cluster is in maintenance from Monday 12345 to Tuesday\n" * 2_000
+"""More than the 64 KiB that a pipe holds."""
 
 
 def main(place: str, executable: str) -> NoReturn:
@@ -45,10 +47,14 @@ def _stdin() -> bytes:
 
 
 def _print(printed: Printed) -> NoReturn:
-    for descriptor, text in ((1, printed.output), (2, printed.errors)):
-        while text:
-            text = text[os.write(descriptor, text) :]
+    _write(1, printed.output)
+    _write(2, printed.errors)
     os._exit(printed.exit_code)
+
+
+def _write(descriptor: int, text: bytes) -> None:
+    while text:
+        text = text[os.write(descriptor, text) :]
 
 
 class _Command:
@@ -69,6 +75,9 @@ class _Command:
             )
             failing = self.state.setting("closed") or self.state.use_up("failing", self.kind)
             hanging = not failing and self.kind in self.state.spoilers("hanging")
+            noisy = bool(self.state.spoilers("noisy"))
+        if noisy:
+            _write(2, _NOISE)
         if failing:
             return self.dialect.down(self.call)
         if hanging:

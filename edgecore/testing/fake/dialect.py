@@ -39,7 +39,8 @@ class Dialect:
     reasons: ClassVar[Mapping[Why, str]] = {}
     """The words of a listing for why a job waits."""
     refusals: ClassVar[Mapping[str, str]] = {}
-    """``permanent`` and ``transient`` -> the words with which a submission is refused."""
+    """``permanent`` and ``transient`` -> the words with which a submission is refused: one line or several, of
+    which the first must come back in `Refused.reason`."""
     keeps_ended: ClassVar[bool] = False
     """Whether the listing itself shows what has ended, until it is forgotten."""
     stuck: ClassVar[Condition] = Condition.WAITING

@@ -82,7 +82,7 @@ def keep_output_open() -> tuple[int, int]:
     pid = os.posix_spawn(
         "/bin/sh",
         ["/bin/sh", "-c", "read -r FAKE_GATE && exec sleep 3600"],
-        {"PATH": os.defpath},
+        os.environ,  # as children do, so that a test knows whose it is
         file_actions=[(os.POSIX_SPAWN_DUP2, reading, 0)],
     )
     os.close(reading)

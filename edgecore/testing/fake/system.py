@@ -184,6 +184,7 @@ class FakeBatchSystem(BatchSystem):
                 name=job.name,
                 state=_STATES.get(job.condition, NativeState.ENDED),
                 executions=job.executions,
+                request=_request(job),
             )
             for job in found
         ]
@@ -356,6 +357,10 @@ class FakeBatchSystem(BatchSystem):
         """Spoil what listings say about one job."""
         return self._spoiling("garbling", batch_id, detail=how)
 
+    def noisy(self) -> contextlib.AbstractContextManager[None]:
+        """Let every command write to its standard error, before its answer, more than a pipe holds."""
+        return self._spoiling("noisy", "")
+
     def spoil_submit(self, fault: SubmitFault) -> contextlib.AbstractContextManager[None]:
         """Accept every submission meanwhile, and let the answer go wrong."""
         return self._spoiling("submit", fault)
@@ -363,6 +368,20 @@ class FakeBatchSystem(BatchSystem):
     @contextlib.contextmanager
     def refusing(self, kind: Refusal) -> Iterator[str]:
         """Refuse every submission meanwhile; gives a part of the words that it is refused with."""
-        words = self._world.dialect.refusals[kind]
+        first = self._world.dialect.refusals[kind].strip().splitlines()[0]
         with self._spoiling("refusing", kind):
-            yield words
+            yield first
+
+
+def _request(job: Job) -> Mapping[str, Any]:
+    """Return what was asked for a job, in the words of a `Group`."""
+    return {
+        "num_nodes": job.nodes,
+        "processes_per_node": job.processes,
+        "wall_time_minutes": None if job.walltime_s is None else round(job.walltime_s / 60),
+        "queue": job.queue,
+        "project": job.account,
+        "comment": job.comment,
+        "restartable": job.requeue,
+        "options": dict(job.options),
+    }
