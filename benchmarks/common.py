@@ -27,8 +27,8 @@ from attrs import frozen
 from edgecore.config import SiteConfig, read_site
 from edgecore.desk import Desk
 from edgecore.models import Application, OutgoingMessage
+from edgecore.partners import open_broker
 from edgecore.relays import MessagingRelay
-from edgecore.service import open_broker
 
 __all__ = [
     "BenchSite",

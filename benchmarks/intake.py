@@ -37,9 +37,9 @@ from edgecore.drivers import Listeners, open_scheduling
 from edgecore.engine import Engine
 from edgecore.intake import Intake
 from edgecore.models import Delivery, Settled, Verdict
+from edgecore.partners import topology
 from edgecore.reader import Reader
 from edgecore.relays import MessagingRelay
-from edgecore.service import topology
 from edgecore.store import Route, Store
 
 __all__ = ["run"]

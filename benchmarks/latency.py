@@ -41,7 +41,7 @@ from pathlib import Path
 from edgecore.builtin.fork import ForkScheduling
 from edgecore.config import read_site
 from edgecore.models import Group, Submission, Verdict
-from edgecore.service import open_broker
+from edgecore.partners import open_broker
 site = read_site(Path(sys.argv[1]))
 site.work_directory.mkdir()
 broker, spool = open_broker(site), ForkScheduling(slots=2, idle_s=2.0)

@@ -23,65 +23,24 @@ from edgecore.cleaning import Cleaning
 from edgecore.clock import Clock
 from edgecore.config import SiteConfig, read_site
 from edgecore.control import Control, RequestWatch
-from edgecore.drivers import (
-    Listeners,
-    MessagingRelay,
-    SchedulingRelay,
-    TransferRelay,
-    open_messaging,
-    open_plugins,
-    open_scheduling,
-    open_transfer,
-)
+from edgecore.drivers import Listeners, SchedulingRelay, open_plugins
 from edgecore.engine import Engine
 from edgecore.errors import BrokerUnavailable, SchedulerUnavailable
 from edgecore.grounds import take_grounds
 from edgecore.intake import Intake
 from edgecore.metrics import Metrics, open_metrics
-from edgecore.models import Application, Job, Queue, Topology
+from edgecore.models import Application, Job
 from edgecore.outbox import Outbox
+from edgecore.partners import open_batch_system, open_broker, open_place
 from edgecore.processes import end_all
 from edgecore.reader import Reader
 from edgecore.store import Route, Store
 from edgecore.telling import AlarmBook, AlarmCommand, open_alarm_command
 from edgecore.workplace import programs_of
 
-__all__ = ["Balsam", "open_broker", "run_site", "topology"]
+__all__ = ["Balsam", "run_site"]
 
 log = logging.getLogger(__name__)
-
-
-def topology(config: SiteConfig) -> Topology:
-    """Return the exchange and the queues that a site needs."""
-    messaging = config.messaging
-    return Topology(
-        exchanges=(messaging.exchange,),
-        queues=(
-            Queue(name=config.queue, exchange=messaging.exchange, keys=(config.queue,)),
-            Queue(name=messaging.status_key, exchange=messaging.exchange, keys=(messaging.status_key,)),
-        ),
-    )
-
-
-def open_broker(config: SiteConfig, plugins: Sequence[object] = ()) -> MessagingRelay:
-    """Open the site's broker and make sure that its exchange and queues exist.
-
-    Raises ConfigurationError, BrokerUnavailable.
-    """
-    table = config.messaging
-    relay = open_messaging(
-        table.scheme,
-        {**table.settings, "url": table.url},
-        config.context,
-        source=f"{config.source} [messaging]",
-        layers=plugins,
-    )
-    try:
-        relay.declare(topology=topology(config))
-    except BaseException:
-        relay.close()
-        raise
-    return relay
 
 
 class _Catalogue:
@@ -171,7 +130,7 @@ class Balsam:
             if scheduling is None:
                 return
             stack.callback(scheduling.close)
-            transfers = self._open_transfers(plugins)
+            transfers = {table.prefix: open_place(config, table, plugins) for table in config.transfer}
             for relay in transfers.values():
                 stack.callback(relay.close)
             broker = self._open_messaging(plugins)
@@ -263,32 +222,15 @@ class Balsam:
 
     def _open_scheduling(self, plugins: Sequence[object]) -> SchedulingRelay | None:
         """Open the batch system, waiting for one that is away; None when told to stop meanwhile."""
-        table, config = self.config.scheduling, self.config
-        source = f"{config.source} [scheduling]"
         backoff, failures = Backoff(first_s=1.0, longest_s=60.0), 0
         while True:
             try:
-                return open_scheduling(
-                    table.driver, table.settings, config.context, source=source, layers=plugins
-                )
+                return open_batch_system(self.config, plugins)
             except SchedulerUnavailable as error:
                 failures += 1
                 log.warning("the batch system is away; nothing is taken before it answers: %s", error)
                 if self._stop_asked.wait(backoff.after(failures)):
                     return None
-
-    def _open_transfers(self, plugins: Sequence[object]) -> dict[str, TransferRelay]:
-        config = self.config
-        return {
-            table.prefix: open_transfer(
-                table.scheme,
-                table.settings,
-                config.context,
-                source=f"{config.source} [[transfer]] {table.prefix}",
-                layers=plugins,
-            )
-            for table in config.transfer
-        }
 
     def _open_messaging(self, plugins: Sequence[object]) -> Broker:
         """Open the broker; one that is away must not keep a site from starting, and is opened later."""

@@ -22,9 +22,9 @@ from edgecore.builtin.fork_spool import lock_file, supervised
 from edgecore.cli import cli
 from edgecore.config import SiteConfig, read_site
 from edgecore.models import Job, JobDefinition, JobState
+from edgecore.partners import open_broker
 from edgecore.processes import process_start
 from edgecore.reader import Reader
-from edgecore.service import open_broker
 from edgecore.store import Change, Store
 
 DEADLINE_S = 60.0

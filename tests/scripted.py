@@ -680,8 +680,8 @@ def make_edge(base: Path, monkeypatch: pytest.MonkeyPatch, **more: Any) -> Edge:
             return open_transfer(*given, **named)
         return TransferRelay(edge.transfer, edge.config.context, layers=named["layers"])
 
-    monkeypatch.setattr("edgecore.service.open_scheduling", open_scripted)
-    monkeypatch.setattr("edgecore.service.open_transfer", open_scripted_transfer)
+    monkeypatch.setattr("edgecore.partners.open_scheduling", open_scripted)
+    monkeypatch.setattr("edgecore.partners.open_transfer", open_scripted_transfer)
     monkeypatch.setattr("edgecore.intake._WAIT_S", 0.05)  # how long a stop may take
     edge.register("quick")
     edge.register("fails", code=3)

@@ -22,7 +22,7 @@ from edgecore.drivers import SchedulingRelay, open_scheduling
 from edgecore.errors import EdgeError
 from edgecore.hookspecs import hookimpl
 from edgecore.models import Finding, Observation, OutgoingMessage, Verdict
-from edgecore.service import open_broker
+from edgecore.partners import open_broker
 
 
 def asked(config: SiteConfig, title: str) -> dict[str, Finding]:

@@ -108,8 +108,8 @@ class Away:
 def test_a_batch_system_that_is_away_at_the_start_is_waited_for(
     edge: Edge, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    away = Away(vars(edgecore.service)["open_scheduling"], refusals=2)
-    monkeypatch.setattr("edgecore.service.open_scheduling", away)
+    away = Away(vars(edgecore.service)["open_batch_system"], refusals=2)
+    monkeypatch.setattr("edgecore.service.open_batch_system", away)
     monkeypatch.setattr("edgecore.service.Backoff", lambda **_: Backoff(first_s=0.02, longest_s=0.02))
     edge.send()
     edge.start()
@@ -121,8 +121,8 @@ def test_a_batch_system_that_is_away_at_the_start_is_waited_for(
 def test_a_service_can_be_stopped_while_it_waits_for_its_batch_system(
     edge: Edge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    away = Away(vars(edgecore.service)["open_scheduling"], refusals=1)
-    monkeypatch.setattr("edgecore.service.open_scheduling", away)
+    away = Away(vars(edgecore.service)["open_batch_system"], refusals=1)
+    monkeypatch.setattr("edgecore.service.open_batch_system", away)
     monkeypatch.setattr("edgecore.service.Backoff", lambda **_: Backoff(first_s=600, longest_s=600))
     edge.start(wait=False)
     assert away.asked.acquire(timeout=10)

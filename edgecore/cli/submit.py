@@ -170,7 +170,7 @@ def _prepare(file: str, config: SiteConfig, reader: Reader) -> _Message:
 
 def _send(config: SiteConfig, messages: Sequence[_Message]) -> Sequence[str]:
     """Send all, and return their message ids. Raises EdgeError, naming what no queue took."""
-    from edgecore.service import open_broker
+    from edgecore.partners import open_broker
 
     sent = [
         OutgoingMessage(

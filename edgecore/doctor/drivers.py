@@ -19,14 +19,11 @@ from edgecore.drivers import (
     SchedulingRelay,
     TransferRelay,
     list_drivers,
-    open_messaging,
     open_plugins,
-    open_scheduling,
-    open_transfer,
 )
 from edgecore.errors import BrokerUnavailable, ConfigurationError, EdgeError
 from edgecore.models import Finding, Level, SiteContext
-from edgecore.service import topology
+from edgecore.partners import connect_broker, open_batch_system, open_place, topology
 
 __all__ = ["driver_checks"]
 
@@ -116,15 +113,9 @@ class _Visit:
 
     def messaging(self) -> Iterator[Finding]:
         """Connect, and make sure of the queues as every start does."""
-        table, begun = self.config.messaging, time.monotonic()
+        begun = time.monotonic()
         try:
-            relay = open_messaging(
-                table.scheme,
-                {**table.settings, "url": table.url},
-                self.context,
-                source=f"{self.config.source} [messaging]",
-                layers=self.plugins,
-            )
+            relay = connect_broker(self.config, self.plugins, self.context)
         except EdgeError as error:
             yield from findings_of("broker", error, _SEE_BROKER)
             return
@@ -142,20 +133,14 @@ class _Visit:
 
     def scheduling(self) -> Iterator[Finding]:
         """Open the batch system and ask for a job that there is not."""
-        table, begun = self.config.scheduling, time.monotonic()
+        driver, begun = self.config.scheduling.driver, time.monotonic()
         try:
-            relay = open_scheduling(
-                table.driver,
-                table.settings,
-                self.context,
-                source=f"{self.config.source} [scheduling]",
-                layers=self.plugins,
-            )
+            relay = open_batch_system(self.config, self.plugins, self.context)
         except EdgeError as error:
-            yield from findings_of(table.driver, error, _SEE_BATCH)
+            yield from findings_of(driver, error, _SEE_BATCH)
             return
         with closing(relay):
-            yield _timed(table.driver, f"opened: {relay.profile.version or 'version not told'}", begun)
+            yield _timed(driver, f"opened: {relay.profile.version or 'version not told'}", begun)
             yield from self._asked(relay)
             yield from self._polled(relay)
             yield from _diagnosed(relay)
@@ -187,13 +172,7 @@ class _Visit:
         """Open the driver for one prefix and have it look at the place."""
         begun = time.monotonic()
         try:
-            relay = open_transfer(
-                table.scheme,
-                table.settings,
-                self.context,
-                source=f"{self.config.source} [[transfer]] {table.prefix}",
-                layers=self.plugins,
-            )
+            relay = open_place(self.config, table, self.plugins, self.context)
         except EdgeError as error:
             yield from findings_of(table.prefix, error, _SEE_PLACE)
             return

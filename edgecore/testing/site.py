@@ -22,9 +22,9 @@ from attrs import frozen
 from edgecore.config import SiteConfig, read_site
 from edgecore.desk import Desk
 from edgecore.models import Application, Job, JobState, OutgoingMessage, Parameter, Verdict
+from edgecore.partners import open_broker
 from edgecore.reader import Reader
 from edgecore.relays import MessagingRelay
-from edgecore.service import open_broker
 from edgecore.states import SETTLED
 
 __all__ = ["DEADLINE_S", "Site", "make_site", "stop", "wait_for"]
