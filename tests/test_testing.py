@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
 import edgecore.testing
+import edgecore.testing.fake
 
 
 @pytest.mark.slow
 def test_every_public_name_is_there_and_no_other() -> None:
     for name in edgecore.testing.__all__:
         assert getattr(edgecore.testing, name).__name__ == name
+    for name in set(edgecore.testing.fake.__all__) - {"Request"}:  # which is a union
+        assert getattr(edgecore.testing.fake, name).__name__ == name
+    assert edgecore.testing.fake.Submit in get_args(edgecore.testing.fake.Request)
     with pytest.raises(AttributeError, match="no attribute 'SchedulingContrat'"):
         edgecore.testing.SchedulingContrat  # noqa: B018 - reading it is the test
 

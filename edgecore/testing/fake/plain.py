@@ -18,11 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Final
 
-from edgecore.testing.fake.dialect import Dialect
-from edgecore.testing.fake.records import (
+from edgecore.testing.fake import (
     Act,
     Call,
+    Command,
     Condition,
+    Dialect,
     Job,
     Listing,
     Look,
@@ -33,7 +34,6 @@ from edgecore.testing.fake.records import (
     Usage,
     Why,
 )
-from edgecore.testing.words import Command
 
 __all__ = ["PlainDialect"]
 
