@@ -34,7 +34,10 @@ nitpicky = True
 # there is no inventory of other projects, since a build must not need a network.
 nitpick_ignore_regex = [
     ("py:.*", rf"({'|'.join(sys.stdlib_module_names)})\..*"),
-    ("py:.*", r"edgecore\.(clock|commands|config|drivers|relays|reader|rows|store)\..*"),
+    (
+        "py:.*",
+        r"edgecore\.(clock|commands|config|drivers|relays|reader|rows|store|testing\.(bench|client))\..*",
+    ),
 ]
 # A program's output in a block of commands may look like a prompt.
 suppress_warnings = ["misc.highlighting_failure"]

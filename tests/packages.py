@@ -22,7 +22,7 @@ from attrs import frozen
 
 import edgecore
 
-__all__ = ["Environment", "build_wheel", "unpack_wheel"]
+__all__ = ["Environment", "build_wheel", "see", "unpack_wheel"]
 
 
 def build_wheel(
@@ -67,6 +67,12 @@ def unpack_wheel(wheel: Path, directory: Path) -> None:
         archive.extractall(directory)
 
 
+def see(packages: Path, *others: Path) -> None:
+    """Let the environment of *packages* find what is in *others*, and what is installed there as a link to its source."""
+    lines = (f"import site; site.addsitedir({str(other)!r})\n" for other in others)
+    (packages / "seen.pth").write_text("".join(lines))
+
+
 @frozen
 class Environment:
     """A virtual environment that sees edgecore and its dependencies, and its own packages first."""
@@ -80,8 +86,7 @@ class Environment:
         made = cls(directory)
         package = edgecore.__file__
         assert package is not None
-        seen = (sysconfig.get_path("purelib"), str(Path(package).parent.parent))
-        (made.packages / "edgecore-under-test.pth").write_text("".join(f"{path}\n" for path in seen))
+        see(made.packages, Path(package).parent.parent, Path(sysconfig.get_path("purelib")))
         return made
 
     @property

@@ -14,7 +14,7 @@ from examined import FAILURE, OK, WARNING, added, changed, examined
 from places import Place
 from test_relays import Batch
 
-from edgecore import doctor
+from edgecore import doctor, partners
 from edgecore import drivers as installed
 from edgecore.config import SiteConfig
 from edgecore.doctor import drivers
@@ -156,7 +156,7 @@ def scheduled(
     config = place.config
     config = evolve(config, timing=evolve(config.timing, **timing))
     monkeypatch.setattr(
-        drivers, "open_scheduling", lambda name, settings, site, **more: SchedulingRelay(driver, site)
+        partners, "open_scheduling", lambda name, settings, site, **more: SchedulingRelay(driver, site)
     )
     return asked(config, "scheduling")
 
@@ -209,7 +209,7 @@ def test_a_batch_system_that_hangs_is_a_failure_and_holds_nobody_up(
 ) -> None:
     end = threading.Event()
     monkeypatch.setattr(drivers, "_DRIVER_S", 0.1)
-    monkeypatch.setattr(drivers, "open_scheduling", lambda *given, **more: end.wait())
+    monkeypatch.setattr(partners, "open_scheduling", lambda *given, **more: end.wait())
     try:
         found = asked(place.config, "scheduling")["fork"]
     finally:

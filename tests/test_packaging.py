@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packages import see
 
 pytestmark = pytest.mark.slow
 
@@ -35,8 +36,7 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("installed") / "venv"
     venv.EnvBuilder(symlinks=True).create(place)
     packages = next(place.glob("lib/python*/site-packages"))
-    # Drivers in packages of their own are listed among our dependencies, and stand in the source tree.
-    (packages / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}/drivers/scp\n{ROOT}/examples/driver\n")
+    see(packages, Path(sysconfig.get_path("purelib")))
     (wheel,) = built.glob("*.whl")
     pip = [
         sys.executable,
