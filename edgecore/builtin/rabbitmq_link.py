@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from ssl import SSLContext
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pika
 import pika.credentials
@@ -37,6 +37,7 @@ from edgecore.errors import BrokerUnavailable, EdgeError
 __all__ = ["Channel", "Endpoint", "Link", "Refused", "Session", "properties"]
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _END_S: Final = 5.0
 """How long a connection that is closed in good order may take for it."""
@@ -202,6 +203,8 @@ class Session:
 
     def close(self) -> None:
         """End the connection in good order; called on its own thread."""
+        with self._lock:
+            self.ended = self.ended or "the connection is being closed"
         if self._connection.is_open:
             self._connection.close()
             self._loop.call_later(_END_S, partial(self._connection.give_up, "it did not close in time"))
@@ -316,6 +319,16 @@ class Link:
                 raise BrokerUnavailable(f"{self._error}; the next attempt comes in {wait_s:.0f} s")
             return self._session
 
+    def use(self, work: Callable[[Session], T]) -> T:
+        """Return what *work* makes of the session; it is called anew when that was ended to use a new certificate."""
+        while True:
+            session = self.session()
+            try:
+                return work(session)
+            except BrokerUnavailable:
+                if not session.renewed:
+                    raise
+
     def close(self) -> None:
         """End the session in good order and wait for that, but not for a broker that does not answer."""
         with self._changed:
@@ -380,6 +393,8 @@ class Link:
         if self._renewed() and session.is_idle() and self._is_idle():
             log.info("the certificate on disk is new: connecting to %s with it", session.endpoint)
             session.renewed = True
+            with self._changed:
+                self._session, self._trying = None, True
             session.close()
 
 

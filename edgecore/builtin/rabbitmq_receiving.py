@@ -241,7 +241,7 @@ class Receiver:
         deadline = clock.monotonic() + timeout_s
         while True:
             try:
-                consumer = self._consumer(queue)
+                consumer = self.link.use(lambda session: self._consumer(session, queue))
                 deliveries = consumer.take(limit, max(0.0, deadline - clock.monotonic()))
             except Refused as refused:
                 raise BrokerUnavailable(f"queue {queue}: {refused.text}") from refused
@@ -252,9 +252,8 @@ class Receiver:
             if clock.monotonic() >= deadline:
                 return ()
 
-    def _consumer(self, queue: str) -> _Consumer:
-        """Return the queue's consumer on the present connection, made if need be."""
-        session = self.link.session()
+    def _consumer(self, session: Session, queue: str) -> _Consumer:
+        """Return the queue's consumer on this connection, made if need be."""
         known = self._consumers.get(queue)
         if known is not None and known.session is session and not known.ended:
             return known

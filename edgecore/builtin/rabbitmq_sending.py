@@ -165,7 +165,9 @@ class Sender:
 
         Raises ConfigurationError, BrokerUnavailable.
         """
-        session = self.link.session()
+        self.link.use(lambda session: self._declare(session, topology))
+
+    def _declare(self, session: Session, topology: Topology) -> None:
         self._exchanges.update(dict.fromkeys(topology.exchanges))
         for queue in topology.queues:
             if (
@@ -250,8 +252,10 @@ class Sender:
 
         Raises BrokerUnavailable: some may have arrived.
         """
+        return self.link.use(lambda session: self._send(session, posts))
+
+    def _send(self, session: Session, posts: Sequence[Post]) -> Mapping[int, str]:
         why = {place: problem for place, post in enumerate(posts) if (problem := _too_long(post.message))}
-        session = self.link.session()
         for exchange in dict.fromkeys(post.message.exchange for post in posts):
             if not self._is_there(session, exchange):
                 for place, post in enumerate(posts):
@@ -417,10 +421,10 @@ def _cannot_declare(what: str, refused: Refused) -> ConfigurationError:
     if refused.code == _PRECONDITION_FAILED:
         allowed = (
             "is there already, and made otherwise: set quorum as it was made, or delete it when it is empty "
-            "and let it be made anew, or set declare = false to use it as it is"
+            "and let it be made anew, or set may_declare = false to use it as it is"
         )
     elif refused.code == _NOT_FOUND:
-        allowed = "must be made by the broker's operator, or by us: set declare = true"
+        allowed = "must be made by the broker's operator, or by us: set may_declare = true"
     else:
-        allowed = "let the broker's operator give us the permission, or make it and set declare = false"
+        allowed = "let the broker's operator give us the permission, or make it and set may_declare = false"
     return misconfigured(what, refused.text, allowed)

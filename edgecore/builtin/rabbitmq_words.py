@@ -20,6 +20,10 @@ _WORDS: Final = (
     ("CERTIFICATE_REQUIRED|ALERT_HANDSHAKE_FAILURE", "the broker wants a certificate for clients, and a fit one: set certificate and key"),
     ("(?i)hostname mismatch|IP address mismatch", "the broker's certificate is for another host name"),
     ("CERTIFICATE_VERIFY_FAILED", "the broker's certificate is not signed by our authority: set authority to the right file"),
+    (
+        "IncompatibleProtocolError.*(?:EOF|ConnectionReset|BrokenPipe)",
+        "the broker hung up at once: this port wants TLS (amqps://), or a certificate for clients, or another than ours",
+    ),
     ("WRONG_VERSION_NUMBER", "this port does not speak TLS: see the port, or write amqp://"),
     ("negotiate use of the", "the broker does not take this way of authentication; see that its plugin for certificates is enabled, or that this is its TLS port"),
     ("ACCESS_REFUSED", "the broker does not let us in: see that it knows the user, and the password or certificate"),
