@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from edgecore.hookspecs import Scheduling as Scheduling
     from edgecore.hookspecs import Transfer as Transfer
     from edgecore.hookspecs import hookimpl as hookimpl
+    from edgecore.models import Finding as Finding
     from edgecore.models import Job as Job
     from edgecore.models import JobDefinition as JobDefinition
     from edgecore.models import JobState as JobState
+    from edgecore.models import Level as Level
     from edgecore.reader import Reader as Reader
     from edgecore.service import Balsam as Balsam
     from edgecore.service import run_site as run_site
@@ -33,9 +35,11 @@ __all__ = [
     "ConfigurationError",
     "DefinitionError",
     "EdgeError",
+    "Finding",
     "Job",
     "JobDefinition",
     "JobState",
+    "Level",
     "Lifecycle",
     "Messaging",
     "Reader",
@@ -54,9 +58,11 @@ _HOME: Final = {
     "ConfigurationError": "errors",
     "DefinitionError": "errors",
     "EdgeError": "errors",
+    "Finding": "models",
     "Job": "models",
     "JobDefinition": "models",
     "JobState": "models",
+    "Level": "models",
     "Lifecycle": "hookspecs",
     "Messaging": "hookspecs",
     "Reader": "reader",

@@ -182,10 +182,10 @@ class Actions:
 
     def _wait_limits(self) -> WaitLimits:
         timing = self.config.timing
-        pending_s = timing.pending_at_most_s
+        overdue_s = timing.overdue_after_s
         return WaitLimits(
             stuck=round(timing.stuck_after_s * 1e6),
-            pending=None if pending_s is None else round(pending_s * 1e6),
+            overdue=None if overdue_s is None else round(overdue_s * 1e6),
         )
 
     # ------------------------------------------------------------------------- both ends

@@ -181,8 +181,8 @@ class Timing:
     """After the walltime, until an unlisted execution counts as over."""
     stuck_after_s: Seconds = 3_600
     """From when the batch system says that it will never start a job, until the job is cancelled there and fails."""
-    pending_at_most_s: Seconds | None = None
-    """How long a job may wait in the batch system for whatever reason but a hold that was asked for here."""
+    overdue_after_s: Seconds | None = None
+    """From when a job waits in the batch system, until it is cancelled there and fails; a hold that was asked for here does not count. Where not given, it may wait for ever."""
     alarm_after_s: Seconds = 1_800
     """From the first failure of the batch system or broker until an alarm."""
     drain_s: Seconds = 60

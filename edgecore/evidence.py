@@ -70,7 +70,7 @@ class WaitLimits:
 
     stuck: int
     """From when the batch system says that it will never start it."""
-    pending: int | None = None
+    overdue: int | None = None
     """From when it waits, for whatever reason; None: as long as it takes."""
 
 
@@ -150,7 +150,7 @@ def outstays(*, stuck: int | None, waiting: int | None, now: int, limits: WaitLi
     """
     if stuck is not None and now - stuck >= limits.stuck:
         return f"the batch system says that it will never start it, for {_span(now - stuck)}"
-    if limits.pending is not None and waiting is not None and now - waiting >= limits.pending:
+    if limits.overdue is not None and waiting is not None and now - waiting >= limits.overdue:
         return f"it has waited for {_span(now - waiting)}, which is longer than this site allows"
     return ""
 

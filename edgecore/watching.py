@@ -252,7 +252,7 @@ class Watching:
             and not seen.never_starts
             and not attempt.given_up
             and self._waits(job, seen) == (attempt.waiting, attempt.stuck)
-            and (self.limits.pending is None or not self._outstays(attempt))
+            and (self.limits.overdue is None or not self._outstays(attempt))
         )
 
     def _clear_alarms(self, changes: Iterable[Change]) -> None:

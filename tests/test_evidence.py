@@ -276,7 +276,7 @@ def test_an_attempt_outstays_when_it_is_stuck_or_has_waited_for_as_long_as_the_s
     def since(seconds: int | None) -> int | None:
         return None if seconds is None else NOW - seconds * SECOND
 
-    limits = WaitLimits(stuck=3600 * SECOND, pending=None if pending is None else pending * SECOND)
+    limits = WaitLimits(stuck=3600 * SECOND, overdue=None if pending is None else pending * SECOND)
     found = outstays(stuck=since(stuck_for), waiting=since(waiting_for), now=NOW, limits=limits)
     assert (words != "") == (found != "")
     assert words in found

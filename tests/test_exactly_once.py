@@ -85,7 +85,7 @@ def test_a_kill_while_giving_up_leaves_a_job_that_has_failed_for_that_and_does_n
 ) -> None:
     site = _with_one_that_waits(tmp_path / "site", retries=3)
     text = site.file.read_text()
-    site.file.write_text(text.replace("[timing]\n", "[timing]\npending_at_most_s = 0.01\n"))
+    site.file.write_text(text.replace("[timing]\n", "[timing]\noverdue_after_s = 0.01\n"))
     site.die(point)
     with site.service():
         wait_for(lambda: _in_state(site, "waiting", JobState.JOB_FAILED), 15, site.diagnosis)

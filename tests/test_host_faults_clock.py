@@ -138,7 +138,7 @@ def test_patience_ends_after_its_time_although_the_clock_was_set_meanwhile(
 
 @pytest.mark.parametrize("jump", JUMPS)
 def test_what_waits_in_the_batch_system_is_not_given_up_for_a_jump(edge: Edge, clock: Set, jump: int) -> None:
-    timing = evolve(edge.config.timing, pending_at_most_s=600, stuck_after_s=600)
+    timing = evolve(edge.config.timing, overdue_after_s=600, stuck_after_s=600)
     edge.config = evolve(edge.config, timing=timing)
     edge.scheduling.auto = False
     edge.start()

@@ -157,7 +157,7 @@ def test_without_a_limit_a_job_waits_as_long_as_it_takes(edge: Edge) -> None:
 
 @pytest.mark.parametrize("state", [NativeState.QUEUED, NativeState.HELD])
 def test_a_job_that_waits_longer_than_the_site_allows_is_taken_back(edge: Edge, state: NativeState) -> None:
-    timing(edge, pending_at_most_s=FOR_EVER_S)
+    timing(edge, overdue_after_s=FOR_EVER_S)
     entry = queued(edge)
     entry.state, entry.reason = state, f"{REASON}, says alice"
     edge.until(lambda: edge.job().message == entry.reason)
@@ -169,7 +169,7 @@ def test_a_job_that_waits_longer_than_the_site_allows_is_taken_back(edge: Edge, 
 
 
 def test_a_hold_that_was_asked_for_here_never_counts(edge: Edge) -> None:
-    timing(edge, stuck_after_s=FOR_EVER_S, pending_at_most_s=FOR_EVER_S)
+    timing(edge, stuck_after_s=FOR_EVER_S, overdue_after_s=FOR_EVER_S)
     entry = queued(edge)
     edge.ask("hold")
     edge.wait("job", S.HELD)
