@@ -13,7 +13,7 @@ import platform
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from benchmarks import big_store, copies, intake, latency, trivial_job
+from benchmarks import big_store, copies, intake, latency, scp, trivial_job
 
 __all__ = ["main"]
 
@@ -24,12 +24,18 @@ def _copies(*, quick: bool) -> bool:
     return True  # its table says more than one word
 
 
+def _scp(*, quick: bool) -> bool:
+    print("\nscp: scp:// beside scp, sftp and rsync")
+    return scp.main(["--quick"] if quick else [])
+
+
 _ALL: Final[Mapping[str, Callable[..., bool]]] = {
     "trivial_job": trivial_job.run,
     "latency": latency.run,
     "intake": intake.run,
     "big_store": big_store.run,
     "copies": _copies,
+    "scp": _scp,
 }
 
 

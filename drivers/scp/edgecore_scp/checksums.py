@@ -27,7 +27,7 @@ _ESCAPES: Final = {b"\\\\": b"\\", b"\\n": b"\n", b"\\r": b"\r"}
 _ODD: Final = re.compile(rb"[\\\r\n]")
 _PATIENCE_S: Final = 20.0
 _SLOWEST_BYTES_S: Final = 20e6
-_LONG_BYTES: Final = 16 * 1024 * 1024
+_LONG_BYTES: Final = 4 * 1024 * 1024
 _CHUNK_BYTES: Final = 1024 * 1024
 
 

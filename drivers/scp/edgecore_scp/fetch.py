@@ -28,6 +28,7 @@ from edgecore_scp.work import RESUME_BYTES, TAIL_BYTES, Piece, Trip, together
 __all__ = ["Fetching"]
 
 _NS = 1_000_000_000
+_OPEN_FILES = 64
 _CHANGED = frozenset({Status.NO_SUCH_FILE})
 
 
@@ -67,17 +68,19 @@ class Fetching:
     # ------------------------------------------------------------------------------- files
 
     def _carry_batch(self, pieces: list[Piece]) -> None:
-        """Bring some files; those of one directory come one after another."""
+        """Bring some files; the other side is asked for all their checksums at once."""
         long = len(pieces) == 1 and self.trip.bulk_for(pieces[0], pieces[0].remote) is not None
         if self.trip.checked and not long:
             self._ask_digests(pieces)
         todo = [piece for piece in pieces if not self._is_right(piece)]
+        for start in range(0, len(todo), _OPEN_FILES):
+            self._carry_some(todo[start : start + _OPEN_FILES])
+
+    def _carry_some(self, todo: list[Piece]) -> None:
         parts: list[_Part] = []
         try:
             for piece in todo:
                 parts.append(self._open_part(piece))
-            if not parts:
-                return
             self._fill(parts)
             if wrong := self._wrong(parts):
                 for part in wrong:

@@ -25,8 +25,8 @@ __all__ = ["RESUME_BYTES", "Piece", "Trip", "Ways"]
 RESUME_BYTES: Final = 256 * 1024
 """A shorter beginning of a file is not worth a look."""
 TAIL_BYTES: Final = 1024 * 1024
-_BATCH_FILES: Final = 64
-_BATCH_BYTES: Final = 32 * 1024 * 1024
+_BATCH_FILES: Final = 256
+_BATCH_BYTES: Final = 64 * 1024 * 1024
 _ALONE_BYTES: Final = 8 * 1024 * 1024
 
 
