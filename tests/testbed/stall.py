@@ -42,6 +42,8 @@ class Proxy:
     port: int = 0
     rate_bytes_s: float | None = None
     stalled: bool = False
+    passed_bytes: int = 0
+    """How much it has passed on so far, in both directions."""
     _listener: socket.socket | None = None
     _flows: list[_Flow] = field(factory=list)
     _lock: threading.RLock = field(factory=threading.RLock)
@@ -54,6 +56,12 @@ class Proxy:
         self._thread = threading.Thread(target=self._work, name="proxy", daemon=True)
         self._thread.start()
         return self
+
+    @property
+    def connections(self) -> int:
+        """How many connections there are now."""
+        with self._lock:
+            return len(self._flows) // 2
 
     def close(self) -> None:
         """Cut every connection and end."""
@@ -92,6 +100,7 @@ class Proxy:
         """Cut every connection, and refuse new ones."""
         with self._lock:
             assert self._listener is not None
+            self._listener.shutdown(socket.SHUT_RDWR)  # at once, also where select waits for it
             self._listener.close()
             self._listener = None
             self.cut()
@@ -136,6 +145,7 @@ class Proxy:
                 self._accept()
                 moved = 0 if self.stalled else self._move(allowance)
             allowance -= moved
+            self.passed_bytes += moved
             if not moved:
                 self._wait()
         with self._lock:

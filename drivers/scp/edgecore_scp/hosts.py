@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -160,11 +161,8 @@ def _logged_in(route: Route, login: Login, sock: Any) -> paramiko.SSHClient:
     client = paramiko.SSHClient()
     client.set_log_channel(_LOGS)
     client.set_missing_host_key_policy(paramiko.RejectPolicy())
-    for file in route.known_hosts:
-        if os.path.exists(file):
-            client.load_system_host_keys(file)
     try:
-        _refuse_unknown(client, route)
+        _know(client, route)
         client.connect(
             route.known_as,
             username=route.user,
@@ -202,13 +200,27 @@ def _transport(sock: Any, login: Login) -> paramiko.Transport:
 # ------------------------------------------------------------------------------------ host keys
 
 
-def _refuse_unknown(client: paramiko.SSHClient, route: Route) -> None:
-    """Refuse before anything is sent to a host of which no key is known."""
-    keys = paramiko.HostKeys()
+def _lines(route: Route) -> Iterator[tuple[str, str]]:
+    """Yield (file, line) of all known_hosts."""
     for file in route.known_hosts:
-        if os.path.exists(file):
-            keys.load(file)
-    if keys.lookup(route.known_as) is None:
+        with suppress(FileNotFoundError):
+            for line in Path(file).read_text(errors="replace").splitlines():
+                yield file, line.strip()
+
+
+def _know(client: paramiko.SSHClient, route: Route) -> None:
+    """Tell the client the keys of its host; without any, nothing is sent there.
+
+    Lines with marks are not for paramiko, which does not know them, and neither are lines of others.
+    """
+    for _, line in _lines(route):
+        if not line or line[0] in "#@":
+            continue
+        with suppress(paramiko.hostkeys.InvalidHostKey):  # of another host, or of no use
+            entry = paramiko.hostkeys.HostKeyEntry.from_line(line)
+            for name in entry.hostnames if entry is not None else ():
+                client.get_host_keys().add(name, entry.key.get_name(), entry.key)
+    if client.get_host_keys().lookup(route.known_as) is None:
         raise TransferRefused(
             f"no host key is known for {route.known_as} (looked in {', '.join(route.known_hosts)}); ask its "
             f"operators for the fingerprint, compare it with that of `ssh-keyscan -p {route.port} "
@@ -217,15 +229,12 @@ def _refuse_unknown(client: paramiko.SSHClient, route: Route) -> None:
 
 
 def _refuse_revoked(key: paramiko.PKey, route: Route) -> None:
-    for file in route.known_hosts:
-        if not os.path.exists(file):
-            continue
-        for line in Path(file).read_text(errors="replace").splitlines():
-            if line.startswith("@revoked") and key.get_base64() in line.split():
-                raise TransferRefused(
-                    f"the host key of {route.known_as} is marked as revoked in {file}; ask its operators for "
-                    "their present key"
-                )
+    for file, line in _lines(route):
+        if line.startswith("@revoked") and key.get_base64() in line.split():
+            raise TransferRefused(
+                f"the host key of {route.known_as} is marked as revoked in {file}; ask its operators for "
+                "their present key"
+            )
 
 
 def _explained(error: Exception, route: Route) -> EdgeError:

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 from testbed.hostile_sftp import HostileSftp, Lies
-from testbed.sshd import Sshd, sshd
+from testbed.sshd import Sshd, running_sshd, sshd
 from testbed.stall import Proxy
 
 from edgecore.testing.disks import small_disk
@@ -19,11 +19,15 @@ from edgecore.testing.transfer import Peer, TransferContract
 
 __all__ = ["sshd"]
 
+pytestmark = pytest.mark.slow
+
 
 class SshPeer(Peer):
     """A directory behind sshd, and a proxy on the way there that can be slow, silent or gone."""
 
-    def __init__(self, place: Path, server: Sshd, proxy: Proxy, known_hosts: Path, scheme: str) -> None:
+    def __init__(
+        self, place: Path, server: Sshd, proxy: Proxy, known_hosts: Path, scheme: str, **settings: Any
+    ) -> None:
         place.mkdir()
         known_hosts.write_text(server.known_as(proxy.port))
         self.place, self.proxy, self.host_key = place, proxy, server.host_key
@@ -34,6 +38,7 @@ class SshPeer(Peer):
             "ssh_config": "none",
             "agent": False,
             "openssh_from_mb": 10,
+            **settings,
         }
         self.impatient = {"no_progress_s": 0.5}
 
@@ -95,3 +100,30 @@ class TestScp(TransferContract):
     @pytest.fixture
     def peer(self, tmp_path: Path, sshd: Sshd, proxy: Proxy) -> Peer:
         return SshPeer(tmp_path / "far side", sshd, proxy, tmp_path / "known_hosts", self.driver)
+
+
+@pytest.fixture(scope="module")
+def files_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    """A server that allows SFTP and nothing else, as a careful site sets it up."""
+    with running_sshd(tmp_path_factory.mktemp("files only"), "ForceCommand internal-sftp") as server:
+        yield server
+
+
+class TestSftp(TransferContract):
+    """With neither OpenSSH on this side nor commands on the other."""
+
+    driver = "sftp"
+    live = True
+    times_within_s = 1.0
+    test_a_file_of_five_gigabytes_arrives = None  # type: ignore[assignment]  # a minute, and nothing differs
+
+    @pytest.fixture
+    def proxy(self, files_only: Sshd) -> Iterator[Proxy]:
+        proxy = Proxy(files_only.port).start()
+        yield proxy
+        proxy.close()
+
+    @pytest.fixture
+    def peer(self, tmp_path: Path, files_only: Sshd, proxy: Proxy) -> Peer:
+        place, known_hosts = tmp_path / "far side", tmp_path / "known_hosts"
+        return SshPeer(place, files_only, proxy, known_hosts, self.driver, openssh=False)

@@ -1,0 +1,213 @@
+"""What needs no server: URLs, packets, checksums, commands for OpenSSH, findings."""
+
+from __future__ import annotations
+
+import stat
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+from edgecore_scp import ScpTransfer, wire
+from edgecore_scp.bulk import Bulk, can_carry, sftp_command
+from edgecore_scp.checksums import parse_digests
+from edgecore_scp.hosts import Login, route_to
+from edgecore_scp.place import Place, parse_url
+from edgecore_scp.wire import Answer, Attributes, Entry, Failure, Garbled, Kind
+
+from edgecore.drivers import find_driver
+from edgecore.errors import TransferInterrupted, TransferRefused
+from edgecore.models import Level, SiteContext
+
+LOGIN = Login(
+    user="",
+    key_file="",
+    known_hosts="",
+    ssh_config="none",
+    agent=False,
+    connect_s=5,
+    keepalive_s=30,
+    ciphers=("aes128-gcm@openssh.com",),
+)
+
+
+# ----------------------------------------------------------------------------------------- URLs
+
+
+@pytest.mark.parametrize("scheme", ["scp", "sftp"])
+def test_both_schemes_lead_to_the_same_driver(scheme: str) -> None:
+    assert find_driver("transfer", scheme) is ScpTransfer
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("scp://host/a/b", Place("", "host", None, b"/a/b")),
+        ("sftp://me@host.example:2222/a%20b/", Place("me", "host.example", 2222, b"/a b")),
+        ("scp://host/~/in", Place("", "host", None, b"~/in")),
+        ("scp://host/%FF", Place("", "host", None, b"/\xff")),
+        ("scp://[::1]:22/x", Place("", "::1", 22, b"/x")),
+        ("scp://host", Place("", "host", None, b"/")),
+    ],
+)
+def test_a_url_says_who_where_and_what(url: str, place: Place) -> None:
+    assert place == parse_url(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "scp://me:secret@host/x",
+        "scp:///x",
+        "scp://-oProxyCommand=evil/x",
+        "scp://-l@host/x",
+        "scp://host:99999/x",
+        "scp://host/a/../b",
+        "scp://host/a%2e%2e/%2E%2E/b",
+        "scp://host/a%2Fb",
+        "scp://host/a%00b",
+        "scp://host/a?b",
+        "ftp://host/x",
+        "scp://ho st/x",
+    ],
+)
+def test_a_url_that_could_mean_something_else_is_refused(url: str) -> None:
+    with pytest.raises(TransferRefused) as caught:
+        parse_url(url)
+    assert "secret" not in str(caught.value)
+
+
+# -------------------------------------------------------------------------------------- packets
+
+
+def text(value: bytes) -> bytes:
+    return struct.pack(">I", len(value)) + value
+
+
+def test_a_request_is_written_as_the_protocol_says() -> None:
+    made = wire.packet(wire.open_file(b"/a", wire.WRITE | wire.CREATE, 0o600), 7)
+    assert bytes.fromhex("00000017 03 00000007 00000002 2f61 0000000a 00000004 00000180") == made
+
+
+def test_a_listing_is_read_with_names_of_any_bytes() -> None:
+    attributes = struct.pack(">IQIII", 0x1 | 0x4 | 0x8, 5, stat.S_IFREG | 0o644, 1, 2)
+    body = struct.pack(">I", 1) + text(b"\xff\n") + text(b"-rw-") + attributes
+    entry = Entry(b"\xff\n", Attributes(5, stat.S_IFREG | 0o644, 2))
+    assert [entry] == Answer(Kind.NAME, body).entries()
+    assert entry.attributes.is_file
+
+
+def test_the_end_of_a_file_and_of_a_listing_is_nothing_and_no_error() -> None:
+    end = Answer(Kind.STATUS, struct.pack(">I", 1) + text(b"End of file") + text(b""))
+    assert b"" == end.data(10)
+    assert [] == end.entries()
+
+
+def test_a_refusal_keeps_the_words_of_the_server() -> None:
+    with pytest.raises(Failure, match="Permission denied"):
+        Answer(Kind.STATUS, struct.pack(">I", 3) + text(b"Permission denied") + text(b"")).handle()
+
+
+@pytest.mark.parametrize(
+    ("read", "answer"),
+    [
+        (Answer.handle, Answer(Kind.HANDLE, b"\0\0\0\x09abc")),
+        (lambda answer: answer.data(10), Answer(Kind.DATA, text(b"x" * 11))),
+        (lambda answer: answer.data(10), Answer(Kind.STATUS, struct.pack(">I", 0))),
+        (Answer.entries, Answer(Kind.NAME, struct.pack(">I", 2**31))),
+        (Answer.ok, Answer(99, b"")),
+    ],
+    ids=["too short", "more than asked for", "no data", "names that are not there", "unknown"],
+)
+def test_what_is_no_answer_is_an_interruption(read: Callable[[Answer], object], answer: Answer) -> None:
+    with pytest.raises(Garbled) as caught:
+        read(answer)
+    assert isinstance(caught.value, TransferInterrupted)
+
+
+# ------------------------------------------------------------------------------------ checksums
+
+
+def test_checksums_are_read_with_escaped_names() -> None:
+    one, two = "1" * 64, "2" * 64
+    output = f"{one}  /plain\n\\{two} */a\\\\b\\nc\nsha256sum: /gone: No such file\n".encode()
+    assert {b"/plain": one, b"/a\\b\nc": two} == parse_digests(output)
+
+
+# --------------------------------------------------------------------------------------- OpenSSH
+
+
+@pytest.mark.parametrize("path", [b'/a"b', b"/a*", b"/a\nb", b"/a\\b", b"/\xc3\xbc", b"/a'b", b"/[a]", b"-a"])
+def test_a_path_that_would_need_quoting_is_not_given_to_openssh(path: bytes) -> None:
+    assert not can_carry(path)
+
+
+def test_openssh_never_asks_and_always_checks_host_keys(tmp_path: Path) -> None:
+    login = evolve(LOGIN, key_file=str(tmp_path / "key"))
+    command = sftp_command("/usr/bin/sftp", route_to(Place("me", "host", 2222, b"/"), login), login)
+    for option in (
+        "BatchMode=yes",
+        "StrictHostKeyChecking=yes",
+        "Port=2222",
+        "User=me",
+        "IdentitiesOnly=yes",
+    ):
+        assert option in command
+    assert ["--", "host"] == command[-2:]
+
+
+# ------------------------------------------------------------------------------------ ssh_config
+
+
+def test_the_configuration_of_openssh_is_heeded(tmp_path: Path) -> None:
+    file = tmp_path / "config"
+    file.write_text(
+        "Host dtn\n HostName dtn.example.gov\n Port 2200\n User svc\n IdentityFile ~/k\n ProxyJump gate:22\n"
+        f" UserKnownHostsFile {tmp_path}/known\n"
+    )
+    route = route_to(Place("", "dtn", None, b"/"), evolve(LOGIN, ssh_config=str(file)))
+    assert ("dtn.example.gov", 2200, "svc", "[dtn.example.gov]:2200", ("gate:22",)) == (
+        route.address,
+        route.port,
+        route.user,
+        route.known_as,
+        route.jumps,
+    )
+    assert (str(Path("~/k").expanduser()),) == route.key_files
+    assert str(tmp_path / "known") == route.known_hosts[0]
+
+
+def test_a_proxy_command_is_refused_and_not_run(tmp_path: Path) -> None:
+    file = tmp_path / "config"
+    file.write_text(f"Host dtn\n ProxyCommand touch {tmp_path}/run\n")
+    with pytest.raises(TransferRefused, match="ProxyJump"):
+        route_to(Place("", "dtn", None, b"/"), evolve(LOGIN, ssh_config=str(file)))
+    assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------------- findings
+
+
+def test_what_is_wrong_with_a_key_and_known_hosts_is_found_before_it_is_needed(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("no key")
+    driver = ScpTransfer(
+        key_file=str(key), known_hosts=str(tmp_path / "none"), ssh_config="none", agent=False
+    )
+    driver.open(site=SiteContext(site="theta", work_directory=tmp_path, environment={"PATH": str(tmp_path)}))
+    found = {finding.subject: finding for finding in driver.diagnose()}
+    driver.close()
+    assert {"key": Level.FAILURE, "known hosts": Level.FAILURE, "OpenSSH": Level.WARNING} == {
+        subject: finding.level for subject, finding in found.items()
+    }
+    assert all(finding.remedy for finding in found.values())
+
+
+def test_openssh_is_found_on_the_path_of_the_site(tmp_path: Path) -> None:
+    for name in ("ssh", "sftp"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    found = Bulk.found(LOGIN, {"PATH": str(tmp_path)})
+    assert found is not None
+    assert str(tmp_path / "sftp") == found.program

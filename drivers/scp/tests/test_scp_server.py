@@ -1,0 +1,240 @@
+"""What the driver does with a real sshd beyond the contract: host keys, log-ins, resuming, jumps, liars."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import pytest
+from edgecore_scp import ScpTransfer
+from testbed.hostile_sftp import HostileSftp, Lies
+from testbed.sshd import Sshd, make_key, sshd
+from testbed.stall import Proxy
+
+from edgecore.errors import TransferInterrupted, TransferRefused
+from edgecore.models import SiteContext, TransferUpdate
+from edgecore.testing.trees import content_of, random_bytes
+from edgecore.trees import part_name
+
+__all__ = ["sshd"]
+
+pytestmark = pytest.mark.slow
+
+MEBIBYTE: Final = 1024 * 1024
+_WAIT_S: Final = 20.0
+
+Opener = Callable[..., ScpTransfer]
+
+
+def silent(update: TransferUpdate) -> None:
+    """Take an update and say nothing."""
+
+
+@pytest.fixture
+def proxy(sshd: Sshd) -> Iterator[Proxy]:
+    proxy = Proxy(sshd.port).start()
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def opened(sshd: Sshd, proxy: Proxy, tmp_path: Path) -> Iterator[Opener]:
+    """Give a way to open drivers, which are closed in the end."""
+    drivers: list[ScpTransfer] = []
+    (tmp_path / "known_hosts").write_text(sshd.known_as(proxy.port))
+
+    def open_one(**settings: Any) -> ScpTransfer:
+        given = {
+            "key_file": str(sshd.key),
+            "known_hosts": str(tmp_path / "known_hosts"),
+            "ssh_config": "none",
+            "agent": False,
+            **settings,
+        }
+        driver = ScpTransfer(**given)
+        driver.open(site=SiteContext(site="theta", work_directory=tmp_path))
+        drivers.append(driver)
+        return driver
+
+    yield open_one
+    for driver in drivers:
+        driver.close()
+
+
+def url_of(path: Path, proxy: Proxy) -> str:
+    return f"scp://127.0.0.1:{proxy.port}{quote(os.fsencode(path))}"
+
+
+def refusal(driver: ScpTransfer, url: str, directory: Path) -> str:
+    with pytest.raises(TransferRefused) as caught:
+        driver.fetch(url=url, directory=directory, progress=silent)
+    assert not driver.probe(url=url).ok
+    return str(caught.value)
+
+
+# ------------------------------------------------------------------------------------ host keys
+
+
+def test_a_host_of_which_no_key_is_known_is_refused_and_sees_no_log_in(
+    opened: Opener, proxy: Proxy, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").touch()
+    driver = opened(known_hosts=str(tmp_path / "empty"))
+    words = refusal(driver, url_of(tmp_path, proxy), tmp_path / "here")
+    assert "no host key is known" in words
+    assert "ssh-keyscan" in words
+
+
+@pytest.mark.parametrize("mark", ["changed", "revoked"])
+def test_a_host_whose_key_has_changed_or_was_revoked_is_refused(
+    mark: str, opened: Opener, proxy: Proxy, sshd: Sshd, tmp_path: Path
+) -> None:
+    file = tmp_path / "other"
+    if mark == "changed":
+        other = make_key(tmp_path / "other_key").with_suffix(".pub").read_text().split()
+        file.write_text(f"[127.0.0.1]:{proxy.port} {other[0]} {other[1]}\n")
+    else:
+        line = sshd.known_as(proxy.port)
+        file.write_text(f"{line}@revoked {line}")
+    words = refusal(opened(known_hosts=str(file)), url_of(tmp_path, proxy), tmp_path / "here")
+    assert mark in words
+
+
+def test_a_key_that_is_not_let_in_is_refused_in_the_words_of_openssh(
+    opened: Opener, proxy: Proxy, tmp_path: Path
+) -> None:
+    driver = opened(key_file=str(make_key(tmp_path / "wrong")))
+    words = refusal(driver, url_of(tmp_path, proxy), tmp_path / "here")
+    assert "Permission denied (publickey)" in words
+
+
+def test_a_key_with_a_passphrase_is_refused_with_what_to_do(
+    opened: Opener, proxy: Proxy, tmp_path: Path
+) -> None:
+    key = make_key(tmp_path / "locked")
+    subprocess.run(["ssh-keygen", "-q", "-p", "-f", key, "-P", "", "-N", "words of passing"], check=True)
+    words = refusal(opened(key_file=str(key)), url_of(tmp_path, proxy), tmp_path / "here")
+    assert "passphrase" in words
+
+
+def test_a_host_that_is_down_is_an_interruption_and_works_when_it_is_back(
+    opened: Opener, proxy: Proxy, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    driver, url = opened(), url_of(tmp_path / "file", proxy)
+    with proxy.away(), pytest.raises(TransferInterrupted, match="Connection refused"):
+        driver.fetch(url=url, directory=tmp_path / "here", progress=silent)
+    driver.fetch(url=url, directory=tmp_path / "here", progress=silent)
+    assert b"content" == (tmp_path / "here" / "file").read_bytes()
+
+
+# ------------------------------------------------------------------------------------ connections
+
+
+def test_many_transfers_in_many_threads_log_in_once_and_out_when_idle(
+    opened: Opener, proxy: Proxy, sshd: Sshd, tmp_path: Path
+) -> None:
+    for number in range(8):
+        (tmp_path / f"s{number}").mkdir()
+        (tmp_path / f"s{number}" / "file").write_bytes(b"content")
+    log = sshd.directory / "log"
+    before = log.read_text().count("Accepted publickey")
+    driver = opened(idle_s=0.2)
+
+    def carry(number: int) -> int:
+        source, url = tmp_path / f"s{number}", url_of(tmp_path / f"t{number}", proxy)
+        return driver.deliver(directory=source, url=url, progress=silent).files
+
+    with ThreadPoolExecutor(8) as pool:
+        assert [1] * 8 == list(pool.map(carry, range(8)))
+    assert 1 == log.read_text().count("Accepted publickey") - before
+    deadline = time.monotonic() + _WAIT_S
+    while proxy.connections and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert 0 == proxy.connections
+    assert 1 == carry(0)
+
+
+def test_a_closed_driver_leaves_no_thread_and_no_connection(
+    opened: Opener, proxy: Proxy, tmp_path: Path
+) -> None:
+    before = set(threading.enumerate())
+    driver = opened()
+    assert driver.probe(url=url_of(tmp_path, proxy)).ok
+    driver.close()
+    deadline = time.monotonic() + _WAIT_S
+    while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert set() == left
+
+
+def test_a_host_behind_another_is_reached_through_it(
+    opened: Opener, proxy: Proxy, sshd: Sshd, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(random_bytes(MEBIBYTE))
+    with (tmp_path / "known_hosts").open("a") as known:
+        known.write(sshd.known_as(sshd.port))
+    config = tmp_path / "config"
+    config.write_text(
+        f"Host inside\n HostName 127.0.0.1\n Port {sshd.port}\n ProxyJump 127.0.0.1:{proxy.port}\n"
+    )
+    driver, before = opened(ssh_config=str(config)), proxy.passed_bytes
+    driver.fetch(url=f"sftp://inside{tmp_path}/file", directory=tmp_path / "here", progress=silent)
+    assert random_bytes(MEBIBYTE) == (tmp_path / "here" / "file").read_bytes()
+    assert proxy.passed_bytes - before > MEBIBYTE
+
+
+# -------------------------------------------------------------------------------------- resuming
+
+
+@pytest.mark.parametrize("openssh", [True, False], ids=["OpenSSH", "alone"])
+@pytest.mark.parametrize("checksums", [True, False], ids=["checksums", "sizes"])
+@pytest.mark.parametrize("way", ["fetch", "deliver"])
+@pytest.mark.parametrize("partial", ["right", "wrong"])
+def test_a_partial_file_is_continued_where_it_is_right_and_written_anew_where_it_is_not(
+    partial: str, way: str, checksums: bool, openssh: bool, opened: Opener, proxy: Proxy, tmp_path: Path
+) -> None:
+    size, have = 12 * MEBIBYTE, 9 * MEBIBYTE
+    content = random_bytes(size)
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    (source / "file").write_bytes(content)
+    part = target / part_name("file")
+    part.write_bytes(content[:have] if partial == "right" else random_bytes(have, 2))
+    driver = opened(checksums=checksums, openssh=openssh, openssh_from_mb=1)
+    before = proxy.passed_bytes
+    if way == "fetch":
+        report = driver.fetch(url=url_of(source, proxy), directory=target, progress=silent)
+    else:
+        report = driver.deliver(directory=source, url=url_of(target, proxy), progress=silent)
+    assert {b"file": (content, None, None)} == content_of(target, modes=False, times=False)
+    assert (1, size) == (report.files, report.size_bytes)
+    assert ("sha256" if checksums else "size") == report.verified
+    if partial == "right":
+        assert proxy.passed_bytes - before < size - have + 4 * MEBIBYTE
+
+
+# ----------------------------------------------------------------------------------------- liars
+
+
+def test_a_directory_without_an_end_is_refused(
+    opened: Opener, proxy: Proxy, sshd: Sshd, tmp_path: Path
+) -> None:
+    (tmp_path / "endless").mkdir()
+    lies = Lies(endless_directories=frozenset({str(tmp_path / "endless")}))
+    driver = opened(max_entries=1000)
+    with HostileSftp(sshd.host_key, lies).running() as hostile, proxy.leading_to(hostile.port):
+        with pytest.raises(TransferRefused, match="max_entries"):
+            driver.fetch(
+                url=url_of(tmp_path / "endless", proxy), directory=tmp_path / "here", progress=silent
+            )
+        driver.close()
+    assert [] == os.listdir(tmp_path / "here")
