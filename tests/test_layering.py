@@ -82,7 +82,7 @@ DEPENDENCIES: Final = {
     "cryptography": {"builtin.rabbitmq_access"},
     "hypothesis": {"testing"},
     "packaging": {"drivers"},
-    "pika": {"builtin.rabbitmq_link"},
+    "pika": {"builtin.rabbitmq_pika"},
     "pluggy": {"hookspecs", "relays"},
     "prometheus_client": {"metrics"},
     "pytest": {"testing"},

@@ -18,7 +18,8 @@ from attrs import define, field
 
 from edgecore.backoff import Backoff
 from edgecore.builtin.rabbitmq_access import Access, Reminder
-from edgecore.builtin.rabbitmq_link import Endpoint, Link
+from edgecore.builtin.rabbitmq_link import Link
+from edgecore.builtin.rabbitmq_pika import Endpoint
 from edgecore.builtin.rabbitmq_receiving import REASON, Receiver
 from edgecore.builtin.rabbitmq_sending import REJECTED, Post, Sender
 from edgecore.errors import BrokerUnavailable

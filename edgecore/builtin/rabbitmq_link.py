@@ -4,37 +4,28 @@ Heartbeats must not depend on anybody's work, so pika's loop runs on a thread th
 whoever wants something of the broker hands a short function over and waits for its answer. A connection that is
 lost fails everything that waits for it at once; the next one is made by itself, with back-off, in the order of
 the configured brokers. Nothing survives a connection: channels, deliveries and confirms belong to one.
-
-This is the only module that knows pika.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import struct
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from ssl import SSLContext
 from typing import Any, Final, TypeVar
 
-import pika
-import pika.credentials
-import pika.exceptions
-import pika.frame
-import pika.spec
-from attrs import define, field, frozen
-from pika.adapters.select_connection import IOLoop, SelectConnection
+from attrs import define, field
 
 from edgecore.backoff import Backoff
+from edgecore.builtin.rabbitmq_pika import Connection, Endpoint, Loop, refusal
 from edgecore.builtin.rabbitmq_words import words_of
 from edgecore.clock import Clock
 from edgecore.errors import BrokerUnavailable, EdgeError
 
-__all__ = ["Channel", "Endpoint", "Link", "Refused", "Session", "properties"]
+__all__ = ["Channel", "Link", "Refused", "Session"]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -45,46 +36,6 @@ _SHORT_S: Final = 5.0
 """A session that lasted less counts as a failed attempt, or a broker that throws us out would be stormed."""
 
 
-@frozen(kw_only=True)
-class Endpoint:
-    """One broker, and who we are there."""
-
-    host: str
-    port: int
-    virtual_host: str
-    heartbeat_s: int
-    connect_s: float
-    blocked_s: float
-    name: str
-    """What the broker's operators see as the name of the connection."""
-    user: str = ""
-    password: str = field(default="", repr=False)
-    """With a user; without, the certificate says who we are (EXTERNAL)."""
-    tls: SSLContext | None = None
-    server_name: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
-
-    def parameters(self) -> pika.ConnectionParameters:
-        """Return what pika needs to connect."""
-        plain = pika.credentials.PlainCredentials(self.user, self.password, erase_on_connect=True)
-        return pika.ConnectionParameters(
-            host=self.host,
-            port=self.port,
-            virtual_host=self.virtual_host,
-            credentials=plain if self.user else pika.credentials.ExternalCredentials(),
-            ssl_options=pika.SSLOptions(self.tls, self.server_name or self.host) if self.tls else None,
-            heartbeat=self.heartbeat_s,
-            blocked_connection_timeout=self.blocked_s,
-            socket_timeout=self.connect_s,
-            stack_timeout=self.connect_s,
-            connection_attempts=1,
-            client_properties={"connection_name": self.name, "product": "edgecore"},
-            tcp_options={"TCP_KEEPIDLE": 60},
-        )
-
-
 class Refused(Exception):
     """The broker closed a channel because of what was asked on it; the connection lives."""
 
@@ -93,52 +44,13 @@ class Refused(Exception):
         self.code, self.text = code, text
 
 
-class _Connection(SelectConnection):  # type: ignore[misc]
-    """Be pika's connection, and survive what strangers write into the properties of a message.
-
-    pika gives up the connection when it cannot read a header, such as a date in the year 10^10. The message would come
-    again and again, and nothing else. Its body is read without them, and judged like any other.
-    """
-
-    def _read_frame(self) -> tuple[int, Any]:
-        try:
-            answer: tuple[int, Any] = super()._read_frame()
-        except Exception as error:
-            kind, channel, size = struct.unpack_from(">BHL", self._frame_buffer)
-            if kind != pika.spec.FRAME_HEADER:
-                raise
-            log.warning("the properties of a message cannot be read, and count as none: %r", error)
-            body_size = struct.unpack_from(">Q", self._frame_buffer, pika.spec.FRAME_HEADER_SIZE + 4)[0]
-            end = pika.spec.FRAME_HEADER_SIZE + size + pika.spec.FRAME_END_SIZE
-            return end, pika.frame.Header(channel, body_size, pika.BasicProperties())
-        return answer
-
-    def give_up(self, words: str) -> None:
-        """End at once, without asking the broker."""
-        if not self.is_closed:
-            self._terminate_stream(BrokerUnavailable(words))
-
-
-def properties(
-    *, message_id: str, reply_to: str | None, user_id: str, headers: Mapping[str, str]
-) -> pika.BasicProperties:
-    """Return the properties of a persistent message."""
-    return pika.BasicProperties(
-        delivery_mode=2,
-        message_id=message_id or None,
-        reply_to=reply_to,
-        user_id=user_id or None,
-        headers=dict(headers) or None,
-    )
-
-
 # ----------------------------------------------------------------------------------- session
 
 
 class Session:
     """Be one connection from its beginning to its end, for callers on any thread."""
 
-    def __init__(self, connection: _Connection, loop: IOLoop, endpoint: Endpoint) -> None:
+    def __init__(self, connection: Connection, loop: Loop, endpoint: Endpoint) -> None:
         self.id: Final = uuid.uuid4().hex[:12]
         self.endpoint = endpoint
         self.ended = ""
@@ -269,10 +181,8 @@ class Channel:
 
     def on_closed(self, raw: Any, error: Exception) -> None:
         """Hear from pika that it is over."""
-        if isinstance(error, pika.exceptions.ChannelClosedByBroker):
-            refused: Exception = Refused(error.reply_code, error.reply_text)
-        else:
-            refused = BrokerUnavailable(words_of(error))
+        code, text = refusal(error)
+        refused = Refused(code, text) if code else BrokerUnavailable(words_of(error))
         self.ended = str(refused)
         self.session.fail(self, refused)
         self._closed(self.ended)
@@ -410,14 +320,14 @@ class _Life:
     ) -> None:
         self.session: Session | None = None
         self._endpoint, self._opened, self._look, self._look_s = endpoint, opened, look, look_s
-        self._loop = IOLoop()
+        self._loop = Loop()
         self._words = ""
 
     def run(self, unwanted: Callable[[], bool]) -> str:
         """Connect and return how it ended."""
         connection = None
         try:
-            connection = _Connection(
+            connection = Connection(
                 self._endpoint.parameters(),
                 on_open_callback=self._on_open,
                 on_open_error_callback=self._on_end,
@@ -439,21 +349,21 @@ class _Life:
             self._loop.close()
         return self._words
 
-    def _watch(self, connection: _Connection, unwanted: Callable[[], bool]) -> None:
+    def _watch(self, connection: Connection, unwanted: Callable[[], bool]) -> None:
         """Give up an attempt that nobody wants any more."""
         if unwanted() and not connection.is_open:
             connection.give_up("closed meanwhile")
         elif self.session is None:
             self._loop.call_later(0.2, partial(self._watch, connection, unwanted))
 
-    def _abandon(self, connection: _Connection) -> None:
+    def _abandon(self, connection: Connection) -> None:
         try:
             connection.give_up(self._words)
             self._loop.start()  # to its end, which comes at once: sockets are closed there
         except Exception as error:
             log.debug("its end failed as well: %r", error)
 
-    def _on_open(self, connection: _Connection) -> None:
+    def _on_open(self, connection: Connection) -> None:
         self.session = Session(connection, self._loop, self._endpoint)
         self._opened(self.session)
         if self._look is not None:
@@ -464,7 +374,7 @@ class _Life:
             self._look(self.session)
             self._loop.call_later(self._look_s, self._look_again)
 
-    def _on_end(self, connection: _Connection, error: BaseException) -> None:
+    def _on_end(self, connection: Connection, error: BaseException) -> None:
         self._words = f"{self._endpoint}: {words_of(error)}"
         self._loop.stop()
 

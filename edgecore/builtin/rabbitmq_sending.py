@@ -19,7 +19,8 @@ from typing import Any, Final
 from attrs import define, field, frozen
 
 from edgecore.builtin.rabbitmq_access import misconfigured
-from edgecore.builtin.rabbitmq_link import Channel, Link, Refused, Session, properties
+from edgecore.builtin.rabbitmq_link import Channel, Link, Refused, Session
+from edgecore.builtin.rabbitmq_pika import properties
 from edgecore.errors import BrokerUnavailable, ConfigurationError
 from edgecore.models import OutgoingMessage, Queue, Topology
 
