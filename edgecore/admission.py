@@ -57,8 +57,12 @@ class Admission:
         except DefinitionError:
             document = {}
         fields = {"name": "unknown", "application": "unknown", "site": self.config.site}
+        if not isinstance(document, dict):
+            document = {}
+        if "command" in document:  # the id in it is that of a job, which is not refused with it
+            document, fields["name"] = {}, "request"
         for key in ("name", "application", "job_id", "argo_job_id"):
-            if isinstance(document, dict) and key in document:
+            if key in document:
                 candidate = {**fields, key: document[key]}
                 try:
                     serial.structure(JobDefinition, candidate, source="", error=DefinitionError)

@@ -17,6 +17,7 @@
     │   └── TransferStopped            a transfer; what arrived can be resumed
     ├── ActionFailed               a step of a job failed for good; the job ends, others go on
     ├── Veto                       a listener forbids a change of state
+    ├── ServiceBroken              a service ended because a part of it failed; start it again
     └── StoreError                 the job store cannot be used as it is
         ├── StoreLocked                another service owns it
         └── StoreUnusable              wrong version, wrong place, damaged
@@ -40,6 +41,7 @@ __all__ = [
     "EdgeError",
     "Problem",
     "SchedulerUnavailable",
+    "ServiceBroken",
     "StoreError",
     "StoreLocked",
     "StoreUnusable",
@@ -135,6 +137,10 @@ class ActionFailed(EdgeError):
 
 class Veto(EdgeError):
     """Raised by a listener's ``job_changing`` to forbid the change; the job stays as it was."""
+
+
+class ServiceBroken(EdgeError):
+    """A part of a service failed for good, and the service ended; starting it again does no harm."""
 
 
 class StoreError(EdgeError):

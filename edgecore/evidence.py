@@ -156,5 +156,7 @@ def outstays(*, stuck: int | None, waiting: int | None, now: int, limits: WaitLi
 
 
 def _span(microseconds: int) -> str:
-    minutes = microseconds / 60e6
-    return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.0f} hours"
+    seconds = microseconds / 1e6
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.0f} hours"

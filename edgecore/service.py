@@ -25,7 +25,7 @@ from edgecore.config import SiteConfig, read_site
 from edgecore.control import Control, RequestWatch
 from edgecore.drivers import Listeners, SchedulingRelay, open_plugins
 from edgecore.engine import Engine
-from edgecore.errors import BrokerUnavailable, SchedulerUnavailable
+from edgecore.errors import BrokerUnavailable, SchedulerUnavailable, ServiceBroken
 from edgecore.grounds import take_grounds
 from edgecore.intake import Intake
 from edgecore.metrics import Metrics, open_metrics
@@ -268,6 +268,7 @@ def run_site(
     """Run a site's Balsam in this process until SIGTERM, SIGINT or SIGHUP, then drain and return.
 
     A second signal ends the process at once; nothing is lost by that, only done again. Call it on the main thread.
+    Raises ConfigurationError or StoreError when it cannot start, and ServiceBroken when a thread of it died.
     """
     config = site if isinstance(site, SiteConfig) else read_site(Path(site))
     balsam = Balsam(config, plugins)
@@ -287,11 +288,35 @@ def run_site(
     former = [(number, signal.signal(number, on_signal)) for number in heard]
     _mend_umask()
     try:
-        with _heard_in_any_thread(heard, balsam.stop):
+        with _heard_in_any_thread(heard, balsam.stop), _broken_by_any_thread(balsam.stop):
             balsam.run(started)
     finally:
         for number, handler in former:
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _broken_by_any_thread(stop: Callable[[], None]) -> Iterator[None]:
+    """Call *stop* when a thread dies of an error, and raise ServiceBroken then: half a service helps nobody."""
+    dead: list[threading.ExceptHookArgs] = []
+
+    def died(given: threading.ExceptHookArgs) -> None:
+        name = given.thread.name if given.thread is not None else "a thread"
+        words = "%s died, which is a fault of edgecore or a plugin: the service ends"
+        log.critical(words, name, exc_info=given.exc_value)
+        dead.append(given)
+        stop()
+
+    former, threading.excepthook = threading.excepthook, died
+    try:
+        yield
+    finally:
+        threading.excepthook = former
+    if dead:
+        words = (
+            f"a thread of the service died of {dead[0].exc_value!r}; it can be started again: nothing is lost"
+        )
+        raise ServiceBroken(words) from dead[0].exc_value
 
 
 @contextlib.contextmanager

@@ -433,6 +433,14 @@ def test_an_application_is_registered_shown_and_removed(place: Place) -> None:
     assert "registered: hello" in gone.stderr
 
 
+def test_an_application_is_shown_with_the_batch_options_of_its_site(place: Place) -> None:
+    with place.file.open("a") as file:
+        file.write('\n[scheduling.options.constraint]\ntype = "string"\nchoices = ["knl", "haswell"]\n')
+    shown = place.run("apps", "show", "hello").stdout
+    assert "batch option" in shown
+    assert "one of 'knl', 'haswell'" in shown
+
+
 @pytest.mark.parametrize("key", ["executable", "preprocess", "postprocess", "config_script"])
 def test_a_program_that_cannot_be_executed_here_is_told_and_registered(place: Place, key: str) -> None:
     file = place.base / "remote.toml"

@@ -66,6 +66,30 @@ def test_what_was_sent_and_asked_for_before_the_service_ran_is_done_when_it_runs
         wait_for(lambda: live.state("early") == "JOB_CANCELLED", "the cancellation")
 
 
+def test_a_service_of_which_a_thread_dies_ends_and_can_be_started_again(live: Live) -> None:
+    live.add_shell_application("quick", "exit 0")
+    live.edgecore("submit", live.write(application="quick", job_id="mine"))
+    now = live.base / "now"
+    broken = (
+        "import os, sys, time, edgecore.cli, edgecore.outbox as outbox\n"
+        "def run(self):\n"
+        f"    while not os.path.exists({str(now)!r}): time.sleep(0.05)\n"
+        "    raise KeyError('sequence')\n"
+        "outbox.Outbox._run = run\n"
+        "sys.argv[1:] = ['run', sys.argv[1]]\n"
+        "edgecore.cli.main()"
+    )
+    with live.service("-c", broken, str(live.file)) as service:
+        now.touch()
+        assert 1 == service.wait(DEADLINE_S)
+    log = (live.base / "service.log").read_text()
+    assert "edgecore-outbox died" in log
+    assert "it can be started again: nothing is lost" in log
+
+    with live.service("-m", "edgecore", "run", str(live.file)):
+        wait_for(lambda: live.state("mine") == "JOB_FINISHED", "the job that was taken before")
+
+
 def test_a_second_service_of_a_site_is_refused_in_words(live: Live) -> None:
     with live.service("-m", "edgecore", "run", str(live.file)):
         process = live.start("-m", "edgecore", "run")

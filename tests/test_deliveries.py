@@ -232,7 +232,17 @@ def test_a_workflow_is_refused_with_words(edge: Edge) -> None:
 def test_a_request_with_an_unknown_command_is_refused(edge: Edge) -> None:
     edge.start()
     deliver(edge, {"command": "destroy", "job_id": 1})
-    assert "destroy" in edge.wait("unknown", S.JOB_REJECTED).message
+    assert "destroy" in edge.wait("request", S.JOB_REJECTED).message
+
+
+def test_a_faulty_request_is_not_told_of_the_job_that_it_names(edge: Edge) -> None:
+    edge.start()
+    edge.send("mine", job_id="w2")
+    edge.wait("mine", S.JOB_FINISHED)
+    deliver(edge, {"command": "cancel", "job_id": "w2", "reason": "changed my mind"})
+    refused = edge.wait("request", S.JOB_REJECTED)
+    assert "reason: unknown key" in refused.message
+    assert refused.id == refused.public_id
 
 
 def test_a_corrected_definition_under_the_same_job_id_is_accepted(edge: Edge) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -77,7 +78,11 @@ def list_(site: Path | None, as_json: bool) -> None:
 @site_option
 @json_option
 def show(name: str, site: Path | None, as_json: bool) -> None:
-    """Show what the application NAME runs, and which values its users may give."""
+    """Show what the application NAME runs, and which values its users may give.
+
+    Values of parameters go into a job's config_file, values of batch options into its scheduler_config; the
+    site declares these for all applications.
+    """
     config = find_site(site)
     with Reader(config.store) as reader:
         application = reader.application(name)
@@ -87,6 +92,7 @@ def show(name: str, site: Path | None, as_json: bool) -> None:
         show_json(application)
     else:
         _show(application)
+        _show_values("batch option", config.scheduling.options)
 
 
 @apps.command()
@@ -120,13 +126,17 @@ def _show(application: Application) -> None:
             click.echo(f"{key:<22} {visible(str(value))}")
     for number, argument in enumerate(application.arguments, 1):
         click.echo(f"{f'argument {number}':<22} {visible(argument)}")
-    if application.parameters:
+    _show_values("parameter", application.parameters)
+
+
+def _show_values(kind: str, declared: Mapping[str, Parameter]) -> None:
+    if declared:
         click.echo()
         rows = [
             (name, each.type, _need(each), allowed_words(each), each.description)
-            for name, each in application.parameters.items()
+            for name, each in declared.items()
         ]
-        show_table(("parameter", "type", "default", "allowed", "description"), rows)
+        show_table((kind, "type", "default", "allowed", "description"), rows)
 
 
 def _need(parameter: Parameter) -> str:

@@ -31,7 +31,8 @@ def run(site: Path | None, verbose: bool, log_json: bool) -> None:
     Example:
       edgecore run /etc/edgecore/theta.toml
 
-    Exit code: 0 after a stop in good order, 2 when a file must be corrected, 1 when it cannot start.
+    Exit code: 0 after a stop in good order, 2 when a file must be corrected, 1 when it cannot start or
+    when a part of it failed, after which what supervises it should start it again.
     """
     config = find_site(site)
     table = evolve(
