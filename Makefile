@@ -47,6 +47,10 @@ packages:
 	@test -x /usr/lib/rabbitmq/bin/rabbitmq-server || \
 		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && .ci/install-package rabbitmq-server rabbitmq-server; } || \
 		echo "rabbitmq-server is missing (apt-get install rabbitmq-server): its driver is not tested"
+	@test -x /usr/sbin/sshd || \
+		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+		  .ci/install-package openssh-client && .ci/install-package openssh-server ssh; } || \
+		echo "sshd is missing (apt-get install openssh-server): transfers over SSH are not tested"
 
 # The environment is made anew when pyproject.toml changes. A new pip reads dependency groups.
 $(BIN)/pip:
