@@ -205,12 +205,16 @@ class RabbitMQ:
 
     # ---------------------------------------------------------------------------- operator
 
+    @property
+    def control_command(self) -> list[str]:
+        """How ``rabbitmqctl`` is run for this server, from anywhere."""
+        variables = [f"{name}={value}" for name, value in self._environment.items()]
+        return ["env", "-i", *variables, str(_PROGRAMS / "rabbitmqctl"), "-q"]
+
     def control(self, *arguments: str) -> str:
         """Run ``rabbitmqctl``; return what it says."""
-        command = [str(_PROGRAMS / "rabbitmqctl"), "-q", *arguments]
-        done = subprocess.run(
-            command, env=self._environment, capture_output=True, text=True, timeout=_DEADLINE_S, check=False
-        )
+        command = [*self.control_command, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_DEADLINE_S, check=False)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
 
