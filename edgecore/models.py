@@ -248,6 +248,9 @@ class Parameter:
 class Option(Parameter):
     """Declare one option of the batch system that a site lets its users set."""
 
+    required: bool = False
+    """Whether every job must set it where it has no default; if not, the batch system decides."""
+
 
 @frozen(kw_only=True)
 class Application:

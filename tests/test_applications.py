@@ -375,7 +375,7 @@ def data(tmp_path: Path) -> Path:
     return directory
 
 
-OPTIONS = {"constraint": Option(type="string", pattern="[a-z|&]+", required=False)}
+OPTIONS = {"constraint": Option(type="string", pattern="[a-z|&]+")}
 
 
 def test_settings_files_become_a_plan(zmumu: Application, data: Path) -> None:
@@ -387,7 +387,7 @@ def test_settings_files_become_a_plan(zmumu: Application, data: Path) -> None:
 
 
 def test_options_have_defaults_when_a_job_names_no_file(data: Path) -> None:
-    options = {"licence": Option(type="string", default="g4"), "qos": Option(type="string", required=False)}
+    options = {"licence": Option(type="string", default="g4"), "qos": Option(type="string")}
     assert make_plan(entry("x"), job(), data, options) == Plan(("x",), {"licence": "g4"})
 
 
