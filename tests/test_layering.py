@@ -146,6 +146,22 @@ def test_a_built_in_driver_uses_what_any_driver_may(module: str) -> None:
     assert set() == {name for name in ours(module) if not name.startswith("builtin.")} - FOR_DRIVERS
 
 
+PACKAGES: Final = sorted((PACKAGE.parent / "drivers").glob("*/edgecore_*/**/*.py"))
+"""The modules of drivers in packages of their own, where the source tree has them."""
+
+
+@pytest.mark.parametrize("path", PACKAGES, ids=lambda path: f"{path.parent.name}.{path.stem}")
+def test_a_driver_of_its_own_package_uses_what_drivers_may_and_starts_no_process_by_itself(
+    path: Path,
+) -> None:
+    found = set(imports(path))
+    used = {name.removeprefix("edgecore.") for name in found if name.startswith("edgecore.")}
+    assert set() == used - FOR_DRIVERS
+    assert "subprocess" not in found
+    called = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    assert set() == called & (FORBIDDEN - {"system"})
+
+
 COMMANDS: Final = {name for name in MODULES if name.startswith("testing.fake.")} - {"testing.fake.system"}
 """What every command of a fake batch system imports; it must start fast."""
 ALONE: Final = {"builtin.fork_supervisor", "builtin.fork_spool", "wakeup", "processes", "testing.words"}

@@ -28,9 +28,9 @@ _START_S: Final = 20.0
 _CONFIG: Final = """\
 ListenAddress 127.0.0.1
 Port {port}
-HostKey {directory}/host_key
+HostKey "{directory}/host_key"
 PidFile none
-AuthorizedKeysFile {directory}/authorized_keys
+AuthorizedKeysFile "{directory}/authorized_keys"
 StrictModes no
 UsePAM no
 PasswordAuthentication no

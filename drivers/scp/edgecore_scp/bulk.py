@@ -102,7 +102,7 @@ def sftp_command(program: str, route: Route, login: Login) -> list[str]:
     options = {
         "BatchMode": "yes",
         "StrictHostKeyChecking": "yes",
-        "UserKnownHostsFile": " ".join(route.known_hosts),
+        "UserKnownHostsFile": " ".join(f'"{file}"' for file in route.known_hosts),
         "ConnectTimeout": str(max(int(login.connect_s), 1)),
         "ServerAliveInterval": str(int(login.keepalive_s)),
         "Port": str(route.port),
@@ -116,7 +116,7 @@ def sftp_command(program: str, route: Route, login: Login) -> list[str]:
     if not login.agent:
         options["IdentityAgent"] = "none"
     if login.key_file:
-        options |= {"IdentityFile": route.key_files[0], "IdentitiesOnly": "yes"}
+        options |= {"IdentityFile": f'"{route.key_files[0]}"', "IdentitiesOnly": "yes"}
     config = "none" if login.ssh_config == "none" else os.path.expanduser(login.ssh_config)
     if config != "none" and not os.path.exists(config):
         config = "none"

@@ -47,18 +47,19 @@ def _key(login: Login) -> Iterator[Finding]:
 
 
 def _known_hosts(login: Login) -> Iterator[Finding]:
-    for file in login.known_hosts.split():
-        path = Path(file).expanduser()
-        if not os.access(path, os.R_OK):
-            words = f"{path} is missing or may not be read: no host will be believed"
-            yield Finding(
-                "known hosts", Level.FAILURE, words, "add the hosts' keys, after comparing fingerprints"
-            )
-        elif stat.S_IMODE(path.stat().st_mode) & 0o022:
-            words = f"others may write into {path}"
-            yield Finding("known hosts", Level.WARNING, words, f"chmod go-w {path}")
-        else:
-            yield Finding("known hosts", Level.OK, f"{path} can be read")
+    if not login.known_hosts:
+        return
+    path = Path(login.known_hosts).expanduser()
+    if not os.access(path, os.R_OK):
+        words = f"{path} is missing or may not be read: no host will be believed"
+        yield Finding(
+            "known hosts", Level.FAILURE, words, "add the hosts' keys, after comparing fingerprints"
+        )
+    elif stat.S_IMODE(path.stat().st_mode) & 0o022:
+        words = f"others may write into {path}"
+        yield Finding("known hosts", Level.WARNING, words, f"chmod go-w {path}")
+    else:
+        yield Finding("known hosts", Level.OK, f"{path} can be read")
 
 
 def _agent(login: Login) -> Iterator[Finding]:

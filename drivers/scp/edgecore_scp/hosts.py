@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -79,7 +80,11 @@ def route_to(place: Place, login: Login) -> Route:
     address = str(found.get("hostname", place.host))
     port = place.port or int(found.get("port", 22))
     alias = found.get("hostkeyalias")
-    known = login.known_hosts.split() or [*found.get("userknownhostsfile", "~/.ssh/known_hosts").split()]
+    known = (
+        [login.known_hosts]
+        if login.known_hosts
+        else shlex.split(found.get("userknownhostsfile", "~/.ssh/known_hosts"))
+    )
     jumps = found.get("proxyjump", "none")
     return Route(
         host=place.host,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +20,8 @@ from testbed.sshd import Sshd, make_key, sshd
 from testbed.stall import Proxy
 
 from edgecore.errors import TransferInterrupted, TransferRefused
-from edgecore.models import SiteContext, TransferUpdate
+from edgecore.models import SiteContext, TransferReport, TransferUpdate
+from edgecore.testing.disks import small_disk
 from edgecore.testing.trees import content_of, random_bytes
 from edgecore.trees import part_name
 
@@ -48,18 +50,19 @@ def proxy(sshd: Sshd) -> Iterator[Proxy]:
 def opened(sshd: Sshd, proxy: Proxy, tmp_path: Path) -> Iterator[Opener]:
     """Give a way to open drivers, which are closed in the end."""
     drivers: list[ScpTransfer] = []
-    (tmp_path / "known_hosts").write_text(sshd.known_as(proxy.port))
+    known_hosts = tmp_path / "known hosts"  # OpenSSH splits at spaces what is not quoted
+    known_hosts.write_text(sshd.known_as(proxy.port))
 
-    def open_one(**settings: Any) -> ScpTransfer:
+    def open_one(*, environment: Mapping[str, str] | None = None, **settings: Any) -> ScpTransfer:
         given = {
             "key_file": str(sshd.key),
-            "known_hosts": str(tmp_path / "known_hosts"),
+            "known_hosts": str(known_hosts),
             "ssh_config": "none",
             "agent": False,
             **settings,
         }
         driver = ScpTransfer(**given)
-        driver.open(site=SiteContext(site="theta", work_directory=tmp_path))
+        driver.open(site=SiteContext(site="theta", work_directory=tmp_path, environment=environment or {}))
         drivers.append(driver)
         return driver
 
@@ -70,6 +73,12 @@ def opened(sshd: Sshd, proxy: Proxy, tmp_path: Path) -> Iterator[Opener]:
 
 def url_of(path: Path, proxy: Proxy) -> str:
     return f"scp://127.0.0.1:{proxy.port}{quote(os.fsencode(path))}"
+
+
+def carry(driver: ScpTransfer, way: str, source: Path, target: Path, proxy: Proxy) -> TransferReport:
+    if way == "fetch":
+        return driver.fetch(url=url_of(source, proxy), directory=target, progress=silent)
+    return driver.deliver(directory=source, url=url_of(target, proxy), progress=silent)
 
 
 def refusal(driver: ScpTransfer, url: str, directory: Path) -> str:
@@ -148,18 +157,18 @@ def test_many_transfers_in_many_threads_log_in_once_and_out_when_idle(
     before = log.read_text().count("Accepted publickey")
     driver = opened(idle_s=0.2)
 
-    def carry(number: int) -> int:
+    def deliver(number: int) -> int:
         source, url = tmp_path / f"s{number}", url_of(tmp_path / f"t{number}", proxy)
         return driver.deliver(directory=source, url=url, progress=silent).files
 
     with ThreadPoolExecutor(8) as pool:
-        assert [1] * 8 == list(pool.map(carry, range(8)))
+        assert [1] * 8 == list(pool.map(deliver, range(8)))
     assert 1 == log.read_text().count("Accepted publickey") - before
     deadline = time.monotonic() + _WAIT_S
     while proxy.connections and time.monotonic() < deadline:
         time.sleep(0.02)
     assert 0 == proxy.connections
-    assert 1 == carry(0)
+    assert 1 == deliver(0)
 
 
 def test_a_closed_driver_leaves_no_thread_and_no_connection(
@@ -179,7 +188,7 @@ def test_a_host_behind_another_is_reached_through_it(
     opened: Opener, proxy: Proxy, sshd: Sshd, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_bytes(random_bytes(MEBIBYTE))
-    with (tmp_path / "known_hosts").open("a") as known:
+    with (tmp_path / "known hosts").open("a") as known:
         known.write(sshd.known_as(sshd.port))
     config = tmp_path / "config"
     config.write_text(
@@ -211,15 +220,59 @@ def test_a_partial_file_is_continued_where_it_is_right_and_written_anew_where_it
     part.write_bytes(content[:have] if partial == "right" else random_bytes(have, 2))
     driver = opened(checksums=checksums, openssh=openssh, openssh_from_mb=1)
     before = proxy.passed_bytes
-    if way == "fetch":
-        report = driver.fetch(url=url_of(source, proxy), directory=target, progress=silent)
-    else:
-        report = driver.deliver(directory=source, url=url_of(target, proxy), progress=silent)
+    report = carry(driver, way, source, target, proxy)
     assert {b"file": (content, None, None)} == content_of(target, modes=False, times=False)
     assert (1, size) == (report.files, report.size_bytes)
     assert ("sha256" if checksums else "size") == report.verified
     if partial == "right":
         assert proxy.passed_bytes - before < size - have + 4 * MEBIBYTE
+
+
+# -------------------------------------------------------------------------------------- OpenSSH
+
+
+def spied(directory: Path, ending: str) -> dict[str, str]:
+    """Give an environment in which ``sftp`` notes that it was called, and then does what *ending* says."""
+    directory.mkdir()
+    real = shutil.which("sftp")
+    (directory / "sftp").write_text(f'#!/bin/sh\ntouch "{directory}/called"\n{ending.format(real=real)}\n')
+    (directory / "sftp").chmod(0o755)
+    return {"PATH": f"{directory}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize("way", ["fetch", "deliver"])
+@pytest.mark.parametrize(("size", "handed"), [(3 * MEBIBYTE, True), (MEBIBYTE // 2, False)])
+def test_a_long_file_is_handed_to_openssh_and_a_short_one_is_not(
+    size: int, handed: bool, way: str, opened: Opener, proxy: Proxy, tmp_path: Path
+) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "file").write_bytes(random_bytes(size))
+    environment = spied(tmp_path / "bin", 'exec {real} "$@"')
+    driver = opened(openssh_from_mb=1, environment=environment)
+    carry(driver, way, tmp_path / "source", tmp_path / "target", proxy)
+    assert random_bytes(size) == (tmp_path / "target" / "file").read_bytes()
+    assert handed == (tmp_path / "bin" / "called").exists()
+
+
+@pytest.mark.parametrize("way", ["fetch", "deliver"])
+def test_what_openssh_complains_about_is_in_the_error(
+    way: str, opened: Opener, proxy: Proxy, tmp_path: Path
+) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "file").write_bytes(random_bytes(3 * MEBIBYTE))
+    driver = opened(openssh_from_mb=1, environment=spied(tmp_path / "bin", "echo Bad weather >&2; exit 255"))
+    with pytest.raises(TransferInterrupted, match="exit code 255: Bad weather"):
+        carry(driver, way, tmp_path / "source", tmp_path / "target", proxy)
+    assert not (tmp_path / "target" / "file").exists()
+
+
+def test_a_full_disk_there_is_told_from_other_failures(opened: Opener, proxy: Proxy, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "file").write_bytes(random_bytes(3 * MEBIBYTE))
+    (tmp_path / "target").mkdir()
+    driver = opened()
+    with small_disk(tmp_path / "target"), pytest.raises(TransferInterrupted, match="no space left there"):
+        carry(driver, "deliver", tmp_path / "source", tmp_path / "target", proxy)
 
 
 # ----------------------------------------------------------------------------------------- liars
