@@ -291,3 +291,17 @@ def test_a_directory_without_an_end_is_refused(
             )
         driver.close()
     assert [] == os.listdir(tmp_path / "here")
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b", "/etc", "nul\0byte", "x" * 256], ids=["path", "absolute", "NUL", "long"]
+)
+def test_a_name_that_no_file_can_have_is_refused_when_it_is_listed(
+    name: str, opened: Opener, proxy: Proxy, sshd: Sshd, tmp_path: Path
+) -> None:
+    (tmp_path / "tree").mkdir()
+    driver, lies = opened(), Lies(listings={str(tmp_path / "tree"): [name]})
+    with HostileSftp(sshd.host_key, lies).running() as hostile, proxy.leading_to(hostile.port):
+        with pytest.raises(TransferRefused, match="which is no name of a file; nothing was copied"):
+            driver.fetch(url=url_of(tmp_path / "tree", proxy), directory=tmp_path / "here", progress=silent)
+        driver.close()
