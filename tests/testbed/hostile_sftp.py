@@ -34,6 +34,8 @@ class Lies:
     """Directory -> the names to list in it instead of those that are there; each is shown as a small file."""
     endless_files: frozenset[str] = frozenset()
     """Files of which every read answers with more than was asked for, also after their end."""
+    closed: frozenset[str] = frozenset()
+    """Places at and below which nothing may be done: what a server says to an account without the right."""
     endless_directories: frozenset[str] = frozenset()
     """Directories that go on for ever."""
 
@@ -67,7 +69,12 @@ class _Files(paramiko.SFTPServerInterface):  # type: ignore[misc]
         super().__init__(server)
         self.lies = lies
 
+    def _is_closed(self, path: str) -> bool:
+        return any(f"{path}/".startswith(f"{each}/") for each in self.lies.closed)
+
     def list_folder(self, path: str) -> Any:
+        if self._is_closed(path):
+            return paramiko.SFTP_PERMISSION_DENIED
         if path in self.lies.endless_directories:
             return _Endless()
         names = self.lies.listings.get(path)
@@ -83,6 +90,8 @@ class _Files(paramiko.SFTPServerInterface):  # type: ignore[misc]
         return paramiko.SFTPAttributes.from_stat(found, name)
 
     def stat(self, path: str) -> Any:
+        if self._is_closed(path):
+            return paramiko.SFTP_PERMISSION_DENIED
         try:
             return paramiko.SFTPAttributes.from_stat(os.stat(path))
         except OSError as error:
@@ -92,6 +101,8 @@ class _Files(paramiko.SFTPServerInterface):  # type: ignore[misc]
         return self.stat(path)
 
     def open(self, path: str, flags: int, attr: Any) -> Any:
+        if self._is_closed(path):
+            return paramiko.SFTP_PERMISSION_DENIED
         try:
             return _Handle(path, endless=path in self.lies.endless_files)
         except OSError as error:

@@ -225,6 +225,8 @@ class Pool:
 
     def _taken(self, route: Route) -> Connection:
         with self._lock:
+            if self._closed:
+                raise TransferInterrupted("the driver is closed; open it again")
             making = self._making.setdefault(route, threading.Lock())
         with making:  # one log-in at a time; whoever waits gets the same connection
             with self._lock:

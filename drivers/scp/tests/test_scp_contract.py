@@ -74,11 +74,13 @@ class SshPeer(Peer):
     @contextmanager
     def take_permission(self, name: str) -> Iterator[None]:
         path = self.place / name
+        if os.geteuid() == 0:  # whom the real server refuses nothing
+            with self._lying(Lies(closed=frozenset({str(path)}))):
+                yield
+            return
         mode = path.stat().st_mode
         path.chmod(0)
         try:
-            if os.access(path, os.R_OK):
-                pytest.skip("this user, probably root, may read everything")
             yield
         finally:
             path.chmod(mode)
