@@ -85,7 +85,7 @@ class _Files(paramiko.SFTPServerInterface):  # type: ignore[misc]
     def _entry(self, path: str, name: str) -> Any:
         try:
             found = os.lstat(os.path.join(path, name))
-        except OSError:
+        except (OSError, ValueError):
             found = os.lstat(__file__)
         return paramiko.SFTPAttributes.from_stat(found, name)
 

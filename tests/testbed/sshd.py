@@ -20,6 +20,8 @@ from typing import Final
 import pytest
 from attrs import define, field
 
+from edgecore.processes import process_stat
+
 __all__ = ["Sshd", "missing_openssh", "running_sshd", "sshd"]
 
 _SSHD: Final = Path("/usr/sbin/sshd")
@@ -100,7 +102,6 @@ class Sshd:
                     [_SSHD, "-D", "-e", "-f", config],
                     stdin=subprocess.DEVNULL,
                     stderr=log,
-                    start_new_session=True,
                 )
             if self._greets(deadline):
                 return self
@@ -110,8 +111,12 @@ class Sshd:
         """End it and whoever it serves."""
         if self.process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, number)
+        for pid in [
+            self.process.pid,
+            *_descendants(self.process.pid),
+        ]:  # who is served has a session of its own
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
         self.process.wait(_START_S)
         self.process = None
 
@@ -136,6 +141,18 @@ def make_key(path: Path, *more: str) -> Path:
     command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", str(path), *more]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     return path
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    """Yield the processes below one, from the nearest on."""
+    parents = {
+        int(name): int(stat[1])
+        for name in os.listdir("/proc")
+        if name.isdigit() and (stat := process_stat(int(name))) is not None
+    }
+    level = {pid}
+    while level := {child for child, parent in parents.items() if parent in level}:
+        yield from level
 
 
 def _free_port() -> int:

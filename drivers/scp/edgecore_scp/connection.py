@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Final
 
 import paramiko
@@ -24,6 +24,8 @@ __all__ = ["Connection", "Output", "Pool"]
 
 _SESSIONS: Final = 5
 _COMMANDS: Final = 3
+_PROCESSES: Final = 2
+"""How many OpenSSH processes, each with a connection of its own, may carry long files for one host."""
 _WINDOW_BYTES: Final = 16 * 1024 * 1024
 _TICK_S: Final = 0.25
 _OUTPUT_LIMIT_BYTES: Final = 16 * 1024 * 1024
@@ -53,6 +55,7 @@ class Connection:
     _idle: list[Session] = field(factory=list)
     _sessions: threading.Semaphore = field(factory=lambda: threading.Semaphore(_SESSIONS))
     _commands: threading.Semaphore = field(factory=lambda: threading.Semaphore(_COMMANDS))
+    _processes: threading.Semaphore = field(factory=lambda: threading.Semaphore(_PROCESSES))
 
     @property
     def alive(self) -> bool:
@@ -76,6 +79,10 @@ class Connection:
                     session.close()
                 raise
             self._idle.append(session)
+
+    def process(self, beat: Callable[[], None]) -> AbstractContextManager[None]:
+        """Wait for the turn to start an OpenSSH process."""
+        return _turn(self._processes, beat)
 
     def run(
         self,

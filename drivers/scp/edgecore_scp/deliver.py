@@ -355,7 +355,8 @@ class Delivery:
             found = session.look(part)
             return 0 if found is None else found.size_bytes or 0
 
-        with self._opened(piece) as opened:
+        turn = self.trip.connection.process(self.trip.tally.beat)
+        with self._opened(piece) as opened, turn:
             info = os.fstat(opened)
             piece.digest = together(
                 lambda: local_digest(opened, self.trip.tally.check) if self.trip.checked else "",

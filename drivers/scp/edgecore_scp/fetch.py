@@ -236,10 +236,11 @@ class Fetching:
                 raise self._grown(part)
             return size
 
-        part.piece.digest = together(
-            digest,
-            lambda: bulk.fetch(self.trip.connection.route, part.piece.remote, part.opened, moved, watch),
-        )
+        with self.trip.connection.process(self.trip.tally.beat):
+            part.piece.digest = together(
+                digest,
+                lambda: bulk.fetch(self.trip.connection.route, part.piece.remote, part.opened, moved, watch),
+            )
 
     def _grown(self, part: _Part) -> TransferInterrupted:
         return TransferInterrupted(

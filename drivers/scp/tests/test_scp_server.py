@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -16,11 +17,11 @@ from urllib.parse import quote
 import pytest
 from edgecore_scp import ScpTransfer
 from testbed.hostile_sftp import HostileSftp, Lies
-from testbed.sshd import Sshd, make_key, sshd
+from testbed.sshd import Sshd, make_key, running_sshd, sshd
 from testbed.stall import Proxy
 
 from edgecore.errors import TransferInterrupted, TransferRefused
-from edgecore.models import SiteContext, TransferReport, TransferUpdate
+from edgecore.models import SiteContext, TransferProgress, TransferReport, TransferUpdate
 from edgecore.testing.disks import small_disk
 from edgecore.testing.trees import content_of, random_bytes
 from edgecore.trees import part_name
@@ -75,10 +76,22 @@ def url_of(path: Path, proxy: Proxy) -> str:
     return f"scp://127.0.0.1:{proxy.port}{quote(os.fsencode(path))}"
 
 
-def carry(driver: ScpTransfer, way: str, source: Path, target: Path, proxy: Proxy) -> TransferReport:
+def telling(moving: threading.Event) -> TransferProgress:
+    """Take updates, and set *moving* when something has moved."""
+    return lambda update: moving.set() if update.size_bytes else None
+
+
+def carry(
+    driver: ScpTransfer,
+    way: str,
+    source: Path,
+    target: Path,
+    proxy: Proxy,
+    progress: TransferProgress = silent,
+) -> TransferReport:
     if way == "fetch":
-        return driver.fetch(url=url_of(source, proxy), directory=target, progress=silent)
-    return driver.deliver(directory=source, url=url_of(target, proxy), progress=silent)
+        return driver.fetch(url=url_of(source, proxy), directory=target, progress=progress)
+    return driver.deliver(directory=source, url=url_of(target, proxy), progress=progress)
 
 
 def refusal(driver: ScpTransfer, url: str, directory: Path) -> str:
@@ -201,6 +214,40 @@ def test_a_host_behind_another_is_reached_through_it(
 
 
 # -------------------------------------------------------------------------------------- resuming
+
+
+@pytest.mark.parametrize("way", ["fetch", "deliver"])
+def test_a_server_that_is_killed_in_the_middle_interrupts_and_the_next_one_goes_on(
+    way: str, tmp_path: Path
+) -> None:
+    content, moving = random_bytes(12 * MEBIBYTE), threading.Event()
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "file").write_bytes(content)
+    (tmp_path / "server").mkdir()
+    with running_sshd(tmp_path / "server") as server, closing(Proxy(server.port).start()) as proxy:
+        (tmp_path / "known_hosts").write_text(server.known_as(proxy.port))
+        driver = ScpTransfer(
+            key_file=str(server.key),
+            known_hosts=str(tmp_path / "known_hosts"),
+            ssh_config="none",
+            agent=False,
+        )
+        driver.open(site=SiteContext(site="theta", work_directory=tmp_path))
+
+        def kill() -> None:
+            assert moving.wait(_WAIT_S)
+            server.kill()
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        with proxy.slow(5e6), pytest.raises(TransferInterrupted):
+            carry(driver, way, tmp_path / "source", tmp_path / "target", proxy, telling(moving))
+        killer.join(_WAIT_S)
+        assert not (tmp_path / "target" / "file").exists()
+        server.start()
+        carry(driver, way, tmp_path / "source", tmp_path / "target", proxy)
+        driver.close()
+    assert content == (tmp_path / "target" / "file").read_bytes()
 
 
 @pytest.mark.parametrize("openssh", [True, False], ids=["OpenSSH", "alone"])
