@@ -13,7 +13,7 @@ import platform
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from benchmarks import big_store, copies, intake, latency, scp, trivial_job
+from benchmarks import big_store, copies, intake, latency, rabbitmq, scp, trivial_job
 
 __all__ = ["main"]
 
@@ -35,6 +35,7 @@ _ALL: Final[Mapping[str, Callable[..., bool]]] = {
     "intake": intake.run,
     "big_store": big_store.run,
     "copies": _copies,
+    "rabbitmq": rabbitmq.run,
     "scp": _scp,
 }
 

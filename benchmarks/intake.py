@@ -42,7 +42,7 @@ from edgecore.reader import Reader
 from edgecore.relays import MessagingRelay
 from edgecore.store import Route, Store
 
-__all__ = ["run"]
+__all__ = ["Counting", "alone", "definition", "run"]
 
 _BATCH = 200
 _RATE = 2000.0
@@ -58,12 +58,16 @@ def run(*, quick: bool) -> bool:
 
         def filled(more: str = "") -> BenchSite:
             site = make_site(base / f"site{next(numbers)}", more=more)
-            site.send([_definition(site, number) for number in range(jobs)])
+            site.send([definition(site, number) for number in range(jobs)])
             return site
 
-        alone = pairs(lambda: _alone(filled(), jobs), lambda: _bare(filled(), jobs), rounds)
+        def emptied() -> Run:
+            site = filled()
+            return alone(site, jobs, _relay(site))
+
+        by_itself = pairs(emptied, lambda: _bare(filled(), jobs), rounds)
         whole = pairs(lambda: _whole(filled(_HELD_BACK), jobs), lambda: _bare(filled(), jobs), rounds)
-    rows = [*_rows("intake alone", alone), *_rows("the whole service", whole)]
+    rows = [*_rows("intake alone", by_itself), *_rows("the whole service", whole)]
     return show(f"intake: {jobs:,} definitions from sqlite://, in batches of {_BATCH}", rows)
 
 
@@ -91,7 +95,8 @@ def _rows(what: str, measured: Sequence[tuple[Run, Run]]) -> list[Row]:
     ]
 
 
-def _definition(site: BenchSite, number: int) -> Mapping[str, object]:
+def definition(site: BenchSite, number: int) -> Mapping[str, object]:
+    """Return a job as a production system sends it."""
     return site.job(
         name=f"zmumu-{number}",
         description="a job to run",
@@ -105,13 +110,14 @@ def _definition(site: BenchSite, number: int) -> Mapping[str, object]:
     )
 
 
-class _Counting(MessagingRelay):
+class Counting(MessagingRelay):
     """Tell when so many deliveries were acknowledged."""
 
     left = 0
     done = threading.Event()
 
     def expect(self, count: int) -> threading.Event:
+        """Return what is set when *count* more were acknowledged."""
         self.left, self.done = count, threading.Event()
         return self.done
 
@@ -123,16 +129,16 @@ class _Counting(MessagingRelay):
         return settled
 
 
-def _relay(site: BenchSite) -> _Counting:
-    relay = _Counting(SqliteMessaging(url=site.config.messaging.url), site.config.context)
+def _relay(site: BenchSite) -> Counting:
+    relay = Counting(SqliteMessaging(url=site.config.messaging.url), site.config.context)
     relay.declare(topology=topology(site.config))
     return relay
 
 
-def _alone(site: BenchSite, jobs: int) -> Run:
+def alone(site: BenchSite, jobs: int, relay: Counting) -> Run:
+    """Let intake, store and admission empty a queue in this process; *relay* is closed in the end."""
     config = site.config
     store = Store(config.store, site=config.site, route=Route("hpc", "balsam_job_status"))
-    relay = _relay(site)
     done = relay.expect(jobs)
     intake = _intake(site, store, relay)
     cpu, begun = cpu_s(), time.perf_counter()

@@ -10,15 +10,29 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import pika
+import pytest
 from testbed.rabbitmq import RabbitMQ
 
 from edgecore.builtin.rabbitmq import RabbitMessaging
 from edgecore.errors import BrokerUnavailable
-from edgecore.models import Delivery, OutgoingMessage, Queue, SiteContext, Topology
+from edgecore.models import Delivery, OutgoingMessage, Queue, SiteContext, Topology, Verdict
 from edgecore.relays import MessagingRelay
 from edgecore.testing.checks import TypeChecked
 
-__all__ = ["DEADLINE_S", "SITE", "again", "connected", "message", "rest", "stranger", "taken"]
+__all__ = [
+    "DEADLINE_S",
+    "SITE",
+    "accept",
+    "again",
+    "connected",
+    "message",
+    "operator",
+    "rest",
+    "server",
+    "site",
+    "stranger",
+    "taken",
+]
 
 T = TypeVar("T")
 
@@ -98,3 +112,35 @@ def again(ask: Callable[[], T]) -> T:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
+
+
+def accept(relay: MessagingRelay, deliveries: Any) -> int:
+    """Accept deliveries; return how many were."""
+    return relay.settle(deliveries=deliveries, verdict=Verdict.ACCEPT, reason="").count
+
+
+@pytest.fixture
+def server(rabbitmq: RabbitMQ) -> RabbitMQ:
+    """The server with empty queues, which are there."""
+    with connected(rabbitmq.settings()) as operator:
+        operator.declare(topology=SITE)
+        for queue in ("theta", "theta.rejected", "balsam_job_status"):
+            if left := rest(operator, queue):
+                operator.settle(deliveries=left, verdict=Verdict.ACCEPT, reason="")
+    return rabbitmq
+
+
+@pytest.fixture
+def operator(server: RabbitMQ) -> Iterator[MessagingRelay]:
+    """Who may do everything."""
+    with connected(server.settings()) as relay:
+        relay.declare(topology=SITE)
+        yield relay
+
+
+@pytest.fixture
+def site(server: RabbitMQ) -> Iterator[MessagingRelay]:
+    """A site with no more permissions than it needs; it declares nothing."""
+    with connected(server.settings("theta", may_declare=False)) as relay:
+        relay.declare(topology=SITE)
+        yield relay

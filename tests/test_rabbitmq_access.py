@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +13,8 @@ from testbed.certificates import Authority
 
 from edgecore.builtin.rabbitmq_access import Access
 from edgecore.builtin.rabbitmq_words import words_of
-from edgecore.errors import BrokerUnavailable, ConfigurationError
+from edgecore.drivers import find_driver, list_drivers
+from edgecore.errors import BrokerUnavailable, ConfigurationError, DriverUnusable
 from edgecore.models import Finding, Level
 
 URL = "amqps://broker.example.gov"
@@ -164,6 +166,18 @@ def test_a_file_that_was_replaced_is_noticed(authority: Authority) -> None:
     assert before == own.stamp()
     files(authority, "replaced")
     assert before != own.stamp()
+
+
+@pytest.mark.parametrize("library", ["pika", "cryptography"])
+def test_without_the_extra_the_driver_names_it(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("edgecore.builtin.rabbitmq")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in [library, *(name for name in sys.modules if name.startswith(f"{library}."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    listed = {each.name: each.status for each in list_drivers()}
+    assert "not checked" == listed["amqps"], "listing imports nothing"
+    with pytest.raises(DriverUnusable, match=r"pip install 'edgecore\[rabbitmq\]'"):
+        find_driver("messaging", "amqps")
 
 
 def test_an_error_that_nobody_foresaw_keeps_its_own_words() -> None:

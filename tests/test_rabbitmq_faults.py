@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import logging
-import os
-import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pika
 import pika.data
 import pytest
-from rabbitmq_helpers import DEADLINE_S, SITE, again, connected, message, rest, stranger, taken
+from rabbitmq_helpers import (
+    DEADLINE_S,
+    SITE,
+    accept,
+    again,
+    connected,
+    message,
+    operator,
+    rest,
+    server,
+    site,
+    stranger,
+    taken,
+)
 from testbed.certificates import Authority
 from testbed.rabbitmq import RabbitMQ
 from testbed.rabbitmq_fixtures import rabbitmq, rabbitmq_server
@@ -28,40 +37,9 @@ from edgecore.errors import BrokerUnavailable, ConfigurationError
 from edgecore.models import Level, Queue, Topology, Verdict
 from edgecore.relays import MessagingRelay
 
-__all__ = ["rabbitmq", "rabbitmq_server"]
+__all__ = ["operator", "rabbitmq", "rabbitmq_server", "server", "site"]
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def server(rabbitmq: RabbitMQ) -> RabbitMQ:
-    """The server with empty queues, which are there."""
-    with connected(rabbitmq.settings()) as operator:
-        operator.declare(topology=SITE)
-        for queue in ("theta", "theta.rejected", "balsam_job_status"):
-            if left := rest(operator, queue):
-                operator.settle(deliveries=left, verdict=Verdict.ACCEPT, reason="")
-    return rabbitmq
-
-
-@pytest.fixture
-def operator(server: RabbitMQ) -> Iterator[MessagingRelay]:
-    """Who may do everything."""
-    with connected(server.settings()) as relay:
-        relay.declare(topology=SITE)
-        yield relay
-
-
-@pytest.fixture
-def site(server: RabbitMQ) -> Iterator[MessagingRelay]:
-    """A site with no more permissions than it needs; it declares nothing."""
-    with connected(server.settings("theta", may_declare=False)) as relay:
-        relay.declare(topology=SITE)
-        yield relay
-
-
-def accept(relay: MessagingRelay, deliveries: Any) -> int:
-    return relay.settle(deliveries=deliveries, verdict=Verdict.ACCEPT, reason="").count
 
 
 # ------------------------------------------------------------------------------- broken servers
@@ -354,6 +332,7 @@ def test_a_renewed_certificate_is_used_without_anybody_noticing(
     caplog.set_level(logging.INFO, "edgecore")
     with connected(settings) as site, ThreadPoolExecutor(1) as pool:
         assert any("expires in 2 days" in each.getMessage() for each in caplog.records)
+        assert [] == list(site.receive(queue="theta", limit=1, timeout_s=0)), "now there are two connections"
         waiting = pool.submit(site.receive, queue="theta", limit=1, timeout_s=DEADLINE_S)
         server.authority.client("theta", "renewed")
         deadline = time.monotonic() + DEADLINE_S
@@ -380,92 +359,3 @@ def test_what_the_driver_finds_about_itself(server: RabbitMQ, operator: Messagin
     assert Level.WARNING is found["key"][0]
     assert (Level.WARNING, True) == (found["certificate"][0], "expires in 3 days" in found["certificate"][1])
     assert "1 refused messages wait in theta.rejected" in found["dead letters"][1]
-
-
-# ------------------------------------------------------------------------------------- messages
-
-
-def test_a_message_of_20_megabytes_goes_both_ways(operator: MessagingRelay, site: MessagingRelay) -> None:
-    body = os.urandom(20_000_000)
-    assert 2 == operator.send(messages=[message("large", body=body), message("small")]).sent
-    large, small = taken(site, 2)
-    assert body == large.body
-    assert 1 == site.settle(deliveries=[large], verdict=Verdict.REFUSE, reason="too large").count
-    assert 1 == accept(site, [small])
-    (letter,) = taken(operator, 1, "theta.rejected")
-    assert (body, "too large") == (letter.body, letter.reason)
-
-
-def test_a_message_that_the_broker_finds_too_large_does_not_hold_up_the_rest(
-    operator: MessagingRelay,
-) -> None:
-    large = message("large", body=bytes(140_000_000))
-    report = operator.send(messages=[message("a"), large, message("b")])
-    assert {"large"} == set(report.unroutable)
-    assert "larger than configured max size" in report.unroutable["large"]
-    assert {"a", "b"} == {each.message_id for each in rest(operator)}
-
-
-def test_properties_that_cannot_be_read_spoil_only_themselves(
-    server: RabbitMQ, site: MessagingRelay, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A stranger's date that no calendar has, alone and deep inside, and an id that is no text."""
-    date = (b"T", 2**62)
-    monstrous: dict[str, Any] = {"date": date, "deep": {"list": [1, date]}}
-
-    def encode(pieces: list[bytes], value: Any) -> int:
-        if isinstance(value, tuple):
-            packed = struct.pack(">cQ", *value)
-            pieces.append(packed)
-            return len(packed)
-        return int(plain(pieces, value))
-
-    plain = pika.data.encode_value
-    with stranger(server, "physicist") as channel:
-        publish = partial(channel.basic_publish, "hpc", "theta")
-        publish(b"first", pika.BasicProperties(message_id="first"))
-        with monkeypatch.context() as patch:
-            patch.setattr(pika.data, "encode_value", encode)
-            for name, value in monstrous.items():
-                publish(name.encode(), pika.BasicProperties(message_id=name, headers={"x": value}))
-        publish(b"text", pika.BasicProperties(message_id=b"\xff\xfe", reply_to="\N{SNOWMAN}"))
-        publish(
-            b"long", pika.BasicProperties(message_id=b"\xff" * 255, headers={"edgecore-reason": "forged"})
-        )
-        publish(b"last", pika.BasicProperties(message_id="last"))
-    got = taken(site, 6)
-    assert [b"first", b"date", b"deep", b"text", b"long", b"last"] == [each.body for each in got]
-    assert ["first", None, None, "\\xff\\xfe", "\\xff" * 255, "last"] == [each.message_id for each in got]
-    assert {""} == {each.reason for each in got}
-    assert 6 == site.settle(deliveries=got, verdict=Verdict.REFUSE, reason="r" * 200_000).count
-    letters = taken(site, 6, "theta.rejected")
-    assert [each.body for each in got] == [each.body for each in letters]
-    assert {"r" * 8_000} == {each.reason for each in letters}
-
-
-def test_names_that_the_protocol_cannot_carry_are_unroutable(operator: MessagingRelay) -> None:
-    report = operator.send(
-        messages=[message("m" * 256), message("key", "k" * 256), message("a"), message("odd", "\udcff")]
-    )
-    assert {"m" * 256, "key", "odd"} == set(report.unroutable)
-    assert ["a"] == [each.message_id for each in taken(operator, 1)]
-
-
-def test_a_hundred_thousand_messages_that_waited_come_once_each(
-    server: RabbitMQ, operator: MessagingRelay
-) -> None:
-    total = 100_000
-    for first in range(0, total, 10_000):
-        assert 10_000 == operator.send(messages=[message(str(n)) for n in range(first, first + 10_000)]).sent
-    got: list[str | None] = []
-    with connected(server.settings("theta", may_declare=False, prefetch=500)) as site:
-        while len(got) < total:
-            deliveries = (
-                taken(site, 1)
-                if len(got) > total - 200
-                else site.receive(queue="theta", limit=200, timeout_s=20)
-            )
-            assert len(deliveries) == accept(site, deliveries)
-            got += [each.message_id for each in deliveries]
-        assert [] == list(rest(site))
-    assert [str(n) for n in range(total)] == got

@@ -13,17 +13,16 @@ import stat
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from attrs import define, field, frozen
+from cryptography.x509 import Certificate, load_pem_x509_certificates
+from cryptography.x509.oid import NameOID
 
 from edgecore.clock import Clock
 from edgecore.errors import BrokerUnavailable, ConfigurationError, Problem
 from edgecore.models import Finding, Level
-
-if TYPE_CHECKING:
-    from cryptography.x509 import Certificate
 
 __all__ = ["Access", "Reminder", "misconfigured"]
 
@@ -261,8 +260,6 @@ class Access:
         """Read our certificate; None without one, or one that cannot be read (`tls` says so)."""
         if not self.secure or not self.certificate:
             return None
-        from cryptography.x509 import load_pem_x509_certificates  # slow to import
-
         try:
             return load_pem_x509_certificates(_read(self.certificate))[0]
         except (OSError, ValueError):
@@ -329,7 +326,5 @@ def _why(error: OSError | ValueError) -> str:
 
 
 def _common_name(certificate: Certificate) -> str:
-    from cryptography.x509.oid import NameOID
-
     found = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(found[-1].value) if found else ""

@@ -201,7 +201,11 @@ class Sender:
             "%s is missing on the broker, and is declared again",
             f"queue {queue}" if queue else f"exchange {exchange}",
         )
-        self.declare(Topology(exchanges=tuple(self._exchanges), queues=tuple(self._topology.values())))
+        try:
+            self.declare(Topology(exchanges=tuple(self._exchanges), queues=tuple(self._topology.values())))
+        except ConfigurationError as error:
+            log.warning("it cannot be declared: %s", error)
+            return False
         return True
 
     def counts(self) -> Iterator[tuple[str, int]]:
@@ -261,7 +265,7 @@ class Sender:
             if not self._is_there(session, exchange):
                 for place, post in enumerate(posts):
                     if post.message.exchange == exchange:
-                        why.setdefault(place, f"there is no exchange {exchange!r}")
+                        why.setdefault(place, _no_exchange(exchange))
         todo = [place for place in range(len(posts)) if place not in why]
         under_way: deque[tuple[_Batch, list[int], Future[Any]]] = deque()
         slow: list[int] = []
@@ -290,7 +294,7 @@ class Sender:
         try:
             future.result(timeout_s)
         except Refused:
-            self._publisher = None
+            pass  # by now the channel says so itself
         except TimeoutError:
             words = f"{session.endpoint} did not confirm {batch.left} messages within {timeout_s:.0f} s"
             session.give_up(words)
@@ -307,35 +311,50 @@ class Sender:
     def _send_one_by_one(
         self, session: Session, posts: Sequence[Post], places: Iterable[int], why: dict[int, str]
     ) -> None:
-        """Send each by itself, and so find which one the broker refuses; alike ones are not tried."""
+        """Send each by itself, and so find which one the broker refuses; alike ones are not tried.
+
+        On a channel of its own, so that nobody else's message is to blame when it is closed.
+        """
         barred: dict[tuple[str, str], str] = {}
+        publisher: _Publisher | None = None
         for place in places:
             message = posts[place].message
             route = (message.exchange, message.key)
-            if route not in barred:
-                batch, publisher = _Batch([posts[place]]), self._open_publisher(session)
-                future = session.begin(partial(publisher.publish, batch), publisher.channel)
-                self._finish(session, batch, [place], future, why)
-                if batch.left:
-                    words = publisher.channel.ended
-                    if "user_id" in words:
-                        raise BrokerUnavailable(
-                            f"{words}: set user in [messaging] to the name that the broker has for us"
-                        )
-                    why[place] = f"the broker refuses it: {words}"
-                    if "PRECONDITION" not in words:  # such as a size, which is one message's alone
-                        barred[route] = why[place]
-            else:
+            if route in barred:
                 why[place] = barred[route]
+                continue
+            if not self._is_there(session, message.exchange):
+                why[place] = barred[route] = _no_exchange(message.exchange)
+                continue
+            if publisher is None or publisher.channel.ended:
+                publisher = self._new_publisher(session)
+            batch = _Batch([posts[place]])
+            future = session.begin(partial(publisher.publish, batch), publisher.channel)
+            self._finish(session, batch, [place], future, why)
+            if not batch.left:
+                continue
+            words = publisher.channel.ended
+            if "user_id" in words:
+                raise BrokerUnavailable(
+                    f"{words}: set user in [messaging] to the name that the broker has for us"
+                )
+            why[place] = f"the broker refuses it: {words}"
+            if "PRECONDITION" not in words:  # such as a size, which is one message's alone
+                barred[route] = why[place]
+        if publisher is not None and not publisher.channel.ended:
+            publisher.channel.close()
 
     def _open_publisher(self, session: Session) -> _Publisher:
         with self._lock:
             publisher = self._publisher
             if publisher is None or publisher.channel.session is not session or publisher.channel.ended:
-                user = "" if session.product != "RabbitMQ" else self.user
-                publisher = self._publisher = _Publisher(session.channel(self.answer_s), user)
+                publisher = self._publisher = self._new_publisher(session)
                 self._known.clear()  # for a channel that was closed since an exchange has gone
             return publisher
+
+    def _new_publisher(self, session: Session) -> _Publisher:
+        user = self.user if session.product == "RabbitMQ" else ""
+        return _Publisher(session.channel(self.answer_s), user)
 
     def _is_there(self, session: Session, exchange: str) -> bool:
         """Tell whether an exchange exists: publishing to one that does not would close the channel."""
@@ -382,6 +401,10 @@ def _is_text(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _no_exchange(name: str) -> str:
+    return f"there is no exchange {name!r}"
 
 
 def _no_queue(message: OutgoingMessage) -> str:
