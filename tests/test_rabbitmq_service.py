@@ -31,7 +31,7 @@ def take(relay: MessagingRelay, queue: str) -> list[Any]:
 
 @pytest.fixture
 def operator(rabbitmq: RabbitMQ) -> Iterator[MessagingRelay]:
-    with connected(rabbitmq.settings()) as earlier:  # closed again: who has received goes on being sent messages
+    with connected(rabbitmq.settings()) as earlier:  # closed again: who has received, goes on being sent to
         earlier.declare(topology=SITE)
         for queue in ("theta", "theta.rejected", "balsam_job_status"):
             take(earlier, queue)
