@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from places import Place, copied
 from scripted import edge
+from testbed.rabbitmq_fixtures import rabbitmq, rabbitmq_server
 
-__all__ = ["edge", "original", "place"]
+__all__ = ["edge", "original", "place", "rabbitmq", "rabbitmq_server"]
 
 
 @pytest.fixture(scope="session")

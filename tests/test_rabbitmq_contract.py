@@ -6,11 +6,8 @@ from typing import Any
 
 import pytest
 from testbed.rabbitmq import RabbitMQ
-from testbed.rabbitmq_fixtures import rabbitmq, rabbitmq_server
 
 from edgecore.testing.messaging import MessageBroker, MessagingContract
-
-__all__ = ["rabbitmq", "rabbitmq_server"]
 
 pytestmark = pytest.mark.slow
 

@@ -30,14 +30,13 @@ from rabbitmq_helpers import (
 )
 from testbed.certificates import Authority
 from testbed.rabbitmq import RabbitMQ
-from testbed.rabbitmq_fixtures import rabbitmq, rabbitmq_server
 from testbed.stall import Proxy
 
 from edgecore.errors import BrokerUnavailable, ConfigurationError
 from edgecore.models import Level, Queue, Topology, Verdict
 from edgecore.relays import MessagingRelay
 
-__all__ = ["operator", "rabbitmq", "rabbitmq_server", "server", "site"]
+__all__ = ["operator", "server", "site"]
 
 pytestmark = pytest.mark.slow
 
@@ -160,9 +159,11 @@ def test_a_full_memory_holds_up_sending_in_words_and_nothing_else(
         again(lambda: site.send(messages=[message("x", "balsam_job_status")]))
         assert 1 == site.settle(deliveries=[bad], verdict=Verdict.REFUSE, reason="why").count
         assert 1 == accept(site, [other])
-        assert [("bad", "why")] == [
-            (each.message_id, each.reason) for each in taken(operator, 1, "theta.rejected")
-        ]
+        letters = {(each.message_id, each.reason) for each in rest(operator, "theta.rejected")}
+        assert ("bad", "why") in letters
+        assert letters <= {("bad", "why"), ("bad", "bad")}, (
+            "what was not confirmed may have arrived all the same"
+        )
 
 
 def test_a_queue_that_is_deleted_is_told_and_made_again(server: RabbitMQ, operator: MessagingRelay) -> None:

@@ -10,9 +10,6 @@ import pytest
 from documentation import Follower
 from rabbitmq_helpers import connected, message
 from testbed.rabbitmq import RabbitMQ
-from testbed.rabbitmq_fixtures import rabbitmq, rabbitmq_server
-
-__all__ = ["rabbitmq", "rabbitmq_server"]
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "how-to" / "use-rabbitmq.md"
 

@@ -24,12 +24,11 @@ from rabbitmq_helpers import (
     taken,
 )
 from testbed.rabbitmq import PASSWORD, RabbitMQ
-from testbed.rabbitmq_fixtures import rabbitmq, rabbitmq_server
 
 from edgecore.models import Queue, Topology, Verdict
 from edgecore.relays import MessagingRelay
 
-__all__ = ["operator", "rabbitmq", "rabbitmq_server", "server", "site"]
+__all__ = ["operator", "server", "site"]
 
 pytestmark = pytest.mark.slow
 

@@ -12,13 +12,10 @@ from rabbitmq_helpers import SITE, again, connected, message, rest
 from sites import Site, make_site, wait_for
 from test_sockets import sockets
 from testbed.rabbitmq import RabbitMQ
-from testbed.rabbitmq_fixtures import rabbitmq, rabbitmq_server
 
 from edgecore.config import read_site
 from edgecore.models import JobState, Verdict
 from edgecore.relays import MessagingRelay
-
-__all__ = ["rabbitmq", "rabbitmq_server"]
 
 pytestmark = pytest.mark.slow
 
