@@ -61,8 +61,8 @@ $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade 'pip>=25.1'
 
-$(STAMP): pyproject.toml drivers/scp/pyproject.toml examples/driver/pyproject.toml $(BIN)/pip
-	$(BIN)/python -m pip install -q -e '.[cli]' -e drivers/scp -e examples/driver --group dev
+$(STAMP): pyproject.toml drivers/scp/pyproject.toml drivers/slurm/pyproject.toml examples/driver/pyproject.toml $(BIN)/pip
+	$(BIN)/python -m pip install -q -e '.[cli]' -e drivers/scp -e drivers/slurm -e examples/driver --group dev
 	@touch $@
 
 # The event generator comes as a binary wheel only: compiling it takes half an hour.

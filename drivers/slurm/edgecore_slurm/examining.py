@@ -1,0 +1,91 @@
+"""Look for trouble with Slurm, changing nothing: commands, controller, settings, accounting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
+
+from edgecore.commands import CommandResult
+from edgecore.errors import SchedulerUnavailable
+from edgecore.models import Finding, Level
+from edgecore_slurm.text import parse_configuration
+
+__all__ = ["examine"]
+
+_COMMANDS: Final = ("sbatch", "squeue", "scancel", "scontrol")
+
+
+def examine(
+    run: Callable[[Sequence[str]], CommandResult],
+    which: Callable[[str], str | None],
+    *,
+    accounting: bool,
+    max_array: int,
+    poll_interval_s: float,
+) -> Iterator[Finding]:
+    """Yield what is right and wrong; *run* may raise SchedulerUnavailable."""
+    missing = [name for name in (*_COMMANDS, *(("sacct",) if accounting else ())) if which(name) is None]
+    if missing:
+        words = f"not found: {', '.join(missing)}"
+        remedy = "install Slurm's commands, or set commands_directory"
+        yield Finding("commands", Level.FAILURE, words, remedy)
+        return
+    yield Finding("commands", Level.OK, f"found, such as {which('sbatch')}")
+    settings = _settings(run)
+    if isinstance(settings, str):
+        remedy = "see that slurmctld runs, that munge runs here, and that SLURM_CONF is in [environment] if it is needed"
+        yield Finding("controller", Level.FAILURE, settings, remedy)
+        return
+    cluster, version = settings.get("ClusterName", "?"), settings.get("SLURM_VERSION", "?")
+    yield Finding("controller", Level.OK, f"of cluster {cluster} answers, Slurm {version}")
+    yield from _array_findings(settings, max_array)
+    yield from _accounting_findings(run, settings, accounting, poll_interval_s)
+
+
+def _settings(run: Callable[[Sequence[str]], CommandResult]) -> Mapping[str, str] | str:
+    """Return the controller's settings, or why there are none."""
+    try:
+        result = run(["scontrol", "show", "config"])
+    except SchedulerUnavailable as error:
+        return str(error)
+    settings = parse_configuration(result.text)
+    return settings if result.exit_code == 0 and settings else result.complaint()
+
+
+def _array_findings(settings: Mapping[str, str], max_array: int) -> Iterator[Finding]:
+    size = settings.get("MaxArraySize", "")
+    if size.isdecimal() and max_array >= int(size):
+        words = f"max_array = {max_array}, and the cluster's MaxArraySize is {size}"
+        yield Finding("arrays", Level.WARNING, words, f"set max_array to {max(1, int(size) - 1)}")
+    elif size.isdecimal():
+        yield Finding("arrays", Level.OK, f"up to {max_array} members; the cluster's MaxArraySize is {size}")
+
+
+def _accounting_findings(
+    run: Callable[[Sequence[str]], CommandResult],
+    settings: Mapping[str, str],
+    accounting: bool,
+    poll_interval_s: float,
+) -> Iterator[Finding]:
+    """Yield whether what squeue forgets is remembered somewhere."""
+    words = _without_accounting(run) if accounting else "accounting = false"
+    if not words:
+        yield Finding("accounting", Level.OK, f"sacct answers, {settings.get('AccountingStorageType', '?')}")
+        return
+    age = settings.get("MinJobAge", "").partition(" ")[0]
+    if age.isdecimal() and int(age) < 2 * poll_interval_s:
+        short = f"{words}, and squeue forgets what ended after {age} s (MinJobAge)"
+        yield Finding("accounting", Level.WARNING, short, "lower poll_interval_s, or have slurmdbd set up")
+    elif accounting:
+        yield Finding("accounting", Level.WARNING, words, "set accounting = false, or have slurmdbd set up")
+    else:
+        yield Finding("accounting", Level.OK, f"not asked; squeue remembers for {age} s what ended")
+
+
+def _without_accounting(run: Callable[[Sequence[str]], CommandResult]) -> str:
+    """Return why sacct does not answer; empty where it does."""
+    try:
+        result = run(["sacct", "-X", "-n", "-P", "-S", "now", "-o", "JobID"])
+    except SchedulerUnavailable as error:
+        return str(error)
+    return "" if result.exit_code == 0 else result.complaint()

@@ -1,0 +1,248 @@
+"""Speak the language of Slurm's commands: arguments out, text in, and nothing else.
+
+Listings are asked for with a heading and fixed separators; the name stands last, so that another user's job whose
+name holds a separator costs nothing. Everything here can be tested with a string.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from edgecore.models import Group, NativeState, Observation, Refusal, Submission, Value
+from edgecore_slurm.tables import BY_ITSELF, HARMLESS, OWN_OPTIONS, REFUSALS, STATES, is_hold, never_starts
+
+__all__ = [
+    "accounting_command",
+    "dispatch_script",
+    "foreign_options",
+    "job_key",
+    "listing_command",
+    "parse_accounting",
+    "parse_complaints",
+    "parse_configuration",
+    "parse_listing",
+    "parse_refusal",
+    "parse_submit",
+    "submit_command",
+]
+
+_FORMAT: Final = "%i|%u|%T|%V|%S|%e|%N|%r|%j"
+_LISTED: Final = "JOBID|USER|STATE|SUBMIT_TIME|START_TIME|END_TIME|NODELIST|REASON|NAME"
+_ACCOUNTED: Final = "JobID|User|State|ExitCode|Submit|Start|End|NodeList|JobName"
+_NOT_LAUNCHED: Final = 53
+"""The signal of ``0:53``, with which Slurm accounts for a script that it could not start (JobLaunchFailure)."""
+
+
+def job_key(batch_id: str, name: str) -> str:
+    """Return what tells a job from a later one that has its id."""
+    return f"{batch_id}/{name}"
+
+
+# --------------------------------------------------------------------------------- submitting
+
+
+def submit_command(group: Group, script: Path) -> list[str]:
+    """Return the command that queues *group*, whose script is its only member's or `dispatch_script`."""
+    indexes = ",".join(str(each.index) for each in group.submissions if each.index is not None)
+    options: dict[str, Value | tuple[Value, ...]] = {
+        "job-name": group.tag,
+        "chdir": str(group.submissions[0].directory),
+        "output": "slurm-%A_%a.out" if indexes else "slurm-%j.out",
+        "nodes": group.num_nodes,
+        "ntasks-per-node": group.processes_per_node,
+        "time": group.wall_time_minutes,
+        "comment": group.submissions[0].comment,
+        "export": "NONE",
+        **({"partition": group.queue} if group.queue else {}),
+        **({"account": group.project} if group.project else {}),
+        **({"array": indexes} if indexes else {}),
+        **group.options,
+    }
+    given = [text for key, value in options.items() if (text := _option(key, value))]
+    return ["sbatch", "--parsable", *given, "--requeue" if group.restartable else "--no-requeue", str(script)]
+
+
+def _option(key: str, value: Value | tuple[Value, ...]) -> str:
+    """Return an option as sbatch takes it: alone where it is true, nothing where it is false."""
+    if isinstance(value, bool):
+        return f"--{key}" if value else ""
+    return f"--{key}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+
+
+def foreign_options(options: Mapping[str, object]) -> list[str]:
+    """Return the names among *options* that are the driver's own to set."""
+    return sorted(OWN_OPTIONS.intersection(options))
+
+
+def dispatch_script(submissions: Sequence[Submission]) -> str:
+    """Return the one script of an array, which becomes the batch script of its member."""
+    cases = [f"{each.index}) exec /bin/sh {shlex.quote(str(each.script))} ;;" for each in submissions]
+    return "\n".join(["#!/bin/sh", 'case "$SLURM_ARRAY_TASK_ID" in', *cases, "esac", "exit 75", ""])
+
+
+def parse_submit(output: str) -> str | None:
+    """Return the id from ``ID`` or ``ID;CLUSTER``; None when there is none."""
+    found = re.search(r"^(\d+)(;\S+)?$", output, re.MULTILINE)
+    return found[1] if found else None
+
+
+def parse_refusal(errors: str) -> Refusal | None:
+    """Tell what kind of refusal it is; None when the outcome is not known."""
+    return next((kind for words, kind in REFUSALS.items() if words in errors), None)
+
+
+# ---------------------------------------------------------------------------------- observing
+
+
+def listing_command(user: str) -> list[str]:
+    """List all jobs, also in hidden partitions and just ended, each member of an array on a line of its own."""
+    return ["squeue", "-a", "-r", "-t", "all", "-u", user, "-o", _FORMAT]
+
+
+def accounting_command(user: str, since_s: int, names: Sequence[str] = ()) -> list[str]:
+    """Ask for what was in the system after a time, seconds since the epoch."""
+    start = datetime.fromtimestamp(max(0, since_s), UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    chosen = [f"--name={','.join(names)}"] if names else []
+    return ["sacct", "-X", "-P", "-u", user, "-S", start, *chosen, "-o", _ACCOUNTED.replace("|", ",")]
+
+
+def parse_listing(output: bytes) -> Mapping[str, Observation] | None:
+    """Return the jobs that ``squeue`` shows by `job_key`; None when it is no listing."""
+    return _parse(output, _LISTED)
+
+
+def parse_accounting(output: bytes) -> Mapping[str, Observation] | None:
+    """Return the jobs that ``sacct`` shows by `job_key`; None when it is no listing."""
+    return _parse(output, _ACCOUNTED)
+
+
+def _parse(output: bytes, header: str) -> Mapping[str, Observation] | None:
+    first, *lines = output.split(b"\n")
+    if first.decode("utf-8", "replace") != header:
+        return None
+    columns = header.split("|")
+    parse = _listed if header == _LISTED else _accounted
+    jobs = {}
+    for line in lines:
+        try:
+            fields = line.decode().split("|", len(columns) - 1)
+            seen = parse(dict(zip(columns, fields, strict=True)))
+        except ValueError:  # a line that is not whole costs its own job
+            continue
+        jobs[job_key(seen.batch_id, seen.name)] = seen
+    return jobs
+
+
+def _listed(record: Mapping[str, str]) -> Observation:
+    """Return what a line of squeue says. Raises ValueError."""
+    word = _first_word(record["STATE"])
+    reason = "" if record["REASON"] in ("None", "(null)") else record["REASON"]
+    state = STATES.get(word, NativeState.UNKNOWN)
+    if state is NativeState.QUEUED and is_hold(reason):
+        state = NativeState.HELD
+    ended = state is NativeState.ENDED
+    waits = state in (NativeState.QUEUED, NativeState.HELD)
+    # Else START_TIME is a prediction, or when it was cancelled before it had nodes.
+    begun = state is NativeState.RUNNING or (ended and record["NODELIST"] != "")
+    return Observation(
+        state=state,
+        native_state=word,
+        batch_id=_batch_id(record["JOBID"]),
+        name=record["NAME"],
+        owner=record["USER"],
+        index=_index(record["JOBID"]),
+        exit_code=0 if word == "COMPLETED" else None,
+        reason=_end_reason(word, record["STATE"], reason) if ended else reason if waits else "",
+        never_starts=waits and never_starts(reason),
+        queued=_time(record["SUBMIT_TIME"]),
+        started=_time(record["START_TIME"]) if begun else None,
+        ended=_time(record["END_TIME"]) if ended else None,  # for what runs, too
+        nodes=record["NODELIST"] if begun else "",
+    )
+
+
+def _accounted(record: Mapping[str, str]) -> Observation:
+    """Return what a line of sacct says. Raises ValueError."""
+    word = _first_word(record["State"])
+    state = STATES.get(word, NativeState.UNKNOWN)
+    ended = state is NativeState.ENDED
+    code, signal = (int(number) for number in record["ExitCode"].split(":"))
+    launched = signal != _NOT_LAUNCHED
+    nodes = "" if record["NodeList"] == "None assigned" else record["NodeList"]
+    by_itself = word in BY_ITSELF and launched  # else it is 0:0, 0:15 or 0:125, which says less than the word
+    return Observation(
+        state=state,
+        native_state=word,
+        batch_id=_batch_id(record["JobID"]),
+        name=record["JobName"],
+        owner=record["User"],
+        index=_index(record["JobID"]),
+        exit_code=code if by_itself and not signal else None,
+        signal=signal if by_itself and signal else None,
+        reason=_end_reason(word, record["State"], "" if launched else "JobLaunchFailure") if ended else "",
+        queued=_time(record["Submit"]),
+        started=_time(record["Start"]) if nodes else None,
+        ended=_time(record["End"]) if ended else None,
+        nodes=nodes,
+    )
+
+
+def _first_word(state: str) -> str:
+    """Return the word that decides: of ``CANCELLED by 1001``, ``COMPLETING*``, ``CANCELLED+``."""
+    return state.partition(" ")[0].rstrip("*+")
+
+
+def _batch_id(text: str) -> str:
+    if re.fullmatch(r"\d+(_\d+)?", text) is None:
+        raise ValueError(text)
+    return text
+
+
+def _index(batch_id: str) -> int | None:
+    _, _, index = batch_id.partition("_")
+    return int(index) if index else None
+
+
+def _end_reason(word: str, state: str, reason: str) -> str:
+    """Say why it ended; of what ended by itself, only what the exit code does not say."""
+    if word not in BY_ITSELF:
+        return state.replace("_", " ").lower()
+    return "" if reason in ("NonZeroExitCode", "RaisedSignal") else reason
+
+
+def _time(text: str) -> int | None:
+    """Return microseconds UTC; the listings are made with TZ=UTC."""
+    if text in ("N/A", "Unknown", "None", ""):
+        return None
+    return int(datetime.strptime(text, "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC).timestamp()) * 1_000_000
+
+
+def parse_configuration(output: str) -> Mapping[str, str]:
+    """Return the settings that ``scontrol show config`` prints."""
+    return {found[1]: found[2] for found in re.finditer(r"^(\w+) *= (.*?) *$", output, re.MULTILINE)}
+
+
+# ------------------------------------------------------------------------------------- acting
+
+
+def parse_complaints(errors: str) -> Mapping[str, str] | None:
+    """Return for which ids scancel or scontrol did nothing, and why; None when that is not all they say."""
+    complaints = {}
+    for line in filter(None, map(str.strip, errors.splitlines())):
+        found = re.fullmatch(
+            r"(?P<why>.+) for job (?P<id>\d+(_\d+)?)"
+            r"|(?P<id2>\d+(_\d+)?): (?P<why2>.+)"
+            r"|scancel: error: Kill job error on job id (?P<id3>\d+(_\d+)?): (?P<why3>.+)",
+            line,
+        )
+        if not any(words in line for words in HARMLESS):
+            return None
+        if found is not None:
+            batch_id = found["id"] or found["id2"] or found["id3"]
+            complaints[batch_id] = found["why"] or found["why2"] or found["why3"]
+    return complaints
