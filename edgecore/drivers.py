@@ -94,9 +94,9 @@ class Listing:
     target: str
     """The entry point's value: ``module:Class``."""
     status: str
-    """``not checked``, ``ok`` or ``unusable``."""
+    """``not checked``, ``ok``, ``extra missing`` (an optional part that was not installed) or ``unusable``."""
     error: str
-    """What is wrong and what to do about it; empty unless unusable."""
+    """What is wrong, or what is missing, and what to do about it; else empty."""
 
 
 @frozen
@@ -224,12 +224,13 @@ def list_drivers(*, check: bool = False) -> tuple[Listing, ...]:
 
 
 def _listing(offer: _Offer, offers: Sequence[_Offer], check: bool) -> Listing:
-    error = ""
+    status, error = "ok" if check else "not checked", ""
     try:
         _refuse_unloadable(offer, offers)
         if check:
             _load(offer)
     except (DriverConflict, DriverUnusable) as raised:
+        status = "extra missing" if _missing_extra(offer, raised.__cause__) else "unusable"
         error = str(raised)
     return Listing(
         role=offer.role,
@@ -238,7 +239,7 @@ def _listing(offer: _Offer, offers: Sequence[_Offer], check: bool) -> Listing:
         version=offer.version,
         requires=offer.requires,
         target=offer.entry_point.value,
-        status="unusable" if error else "ok" if check else "not checked",
+        status=status,
         error=error,
     )
 
@@ -317,10 +318,15 @@ def _not_imported(offer: _Offer, error: BaseException) -> str:
     own = [frame for frame in frames if not frame.filename.startswith("<")]
     where = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
     words = f"cannot be imported: {type(error).__name__}: {error}{where}"
-    provider = _PROVIDERS[offer.role].get(offer.name, "")
-    if isinstance(error, ModuleNotFoundError) and "[" in provider:
-        return f"{words}: pip install '{provider}'"
+    if extra := _missing_extra(offer, error):
+        return f"{words}: pip install '{extra}'"
     return f"{words}: repair {offer.package} or install another version of it; other drivers are not affected"
+
+
+def _missing_extra(offer: _Offer, error: BaseException | None) -> str:
+    """Return what to install where an offer lacks an optional part of its package; else nothing."""
+    provider = _PROVIDERS[offer.role].get(offer.name, "")
+    return provider if isinstance(error, ModuleNotFoundError) and "[" in provider else ""
 
 
 # ---------------------------------------------------------------------------------- opening

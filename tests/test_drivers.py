@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from packages import Environment, build_wheel, unpack_wheel
 
 from edgecore import drivers
+from edgecore.cli import cli
 from edgecore.drivers import find_driver, list_drivers, open_plugins
 from edgecore.errors import ConfigurationError, DriverNotFound, DriverUnusable
 from edgecore.layers import DryRun, Pacing
@@ -377,6 +379,11 @@ def test_a_driver_whose_extra_is_missing_says_what_to_install(monkeypatch: pytes
     monkeypatch.setattr(drivers, "_offers", lambda: [offer])
     with pytest.raises(DriverUnusable, match=r"nobody_has': pip install 'edgecore\[rabbitmq\]'$"):
         find_driver("messaging", "amqp")
+    (listed,) = list_drivers(check=True)
+    assert "extra missing" == listed.status  # an optional part that nobody chose is no fault of the package
+    shown = CliRunner().invoke(cli, ["drivers", "--check"])
+    assert 0 == shown.exit_code
+    assert "note: messaging driver 'amqp'" in shown.output
 
 
 def test_the_core_offers_its_own_drivers_and_layers_through_the_same_door() -> None:

@@ -30,8 +30,9 @@ def drivers(check: bool, as_json: bool) -> None:
             ("role", "name", "package", "version", "needs edgecore", "status"),
             [(d.role, d.name, d.package, d.version, d.requires or "any", d.status) for d in found],
         )
-    unusable = [each for each in found if each.error]
-    for each in unusable:
-        if not as_json:
-            click.echo(f"error: {visible(each.error)}", err=True)
-    click.get_current_context().exit(int(check and bool(unusable)))
+    unusable = any(each.status == "unusable" for each in found)
+    for each in found:
+        if each.error and not as_json:
+            kind = "error" if each.status == "unusable" else "note"
+            click.echo(f"{kind}: {visible(each.error)}", err=True)
+    click.get_current_context().exit(int(check and unusable))

@@ -102,7 +102,7 @@ class _Visit:
         used |= {("transfer", table.scheme) for table in config.transfer}
         used |= {("plugins", name) for name in config.plugins.enabled}
         listed = list_drivers(check=True)
-        broken = [each for each in listed if each.error]
+        broken = [each for each in listed if each.status == "unusable"]
         yield Finding(
             "installed", Level.OK, f"{len(listed)} drivers and plugins, {len(broken)} of them unusable"
         )
