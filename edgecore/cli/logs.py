@@ -107,7 +107,8 @@ def set_up(table: LogTable, site: str, *, source: Path) -> None:
     level = logging.getLevelNamesMapping()[table.level.upper()]
     root.setLevel(max(level, logging.INFO))  # what libraries say when debugged is of interest to nobody here
     logging.getLogger("edgecore").setLevel(level)
-    logging.getLogger("pika").setLevel(logging.CRITICAL)  # tells of each failure eight times; the driver, once
+    # It tells of each failure eight times; the driver, once.
+    logging.getLogger("pika").setLevel(logging.CRITICAL)
 
 
 def _handler(table: LogTable, source: Path) -> logging.Handler:
