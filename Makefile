@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-JOBS   ?= 2
+JOBS   ?= 3
 STAMP  := $(VENV)/.installed
 
 .PHONY: demo test check docs bench long packages clean
