@@ -71,6 +71,7 @@ class SlurmScheduling(Scheduling):
 
     _environment: Mapping[str, str] = field(init=False, factory=dict, repr=False)
     _strange: set[str] = field(init=False, factory=set, repr=False)
+    _unaccounted: bool = field(init=False, default=False, repr=False)
 
     @hookimpl
     def open(self, site: SiteContext) -> SchedulingProfile:
@@ -253,8 +254,13 @@ class SlurmScheduling(Scheduling):
             result = self._run(text.accounting_command(user_name(), since_s, names))
             jobs = self._jobs(result, text.parse_accounting(result.output))
         except SchedulerUnavailable as error:
-            log.info("going on without accounting: %s", error)
+            if not self._unaccounted:
+                log.warning("going on without accounting: %s", error)
+            self._unaccounted = True
             return {}
+        if self._unaccounted:
+            log.info("accounting answers again")
+        self._unaccounted = False
         return {key: seen for key, seen in jobs.items() if seen.state is NativeState.ENDED}
 
     def _jobs(self, result: CommandResult, jobs: Mapping[str, Observation] | None) -> dict[str, Observation]:

@@ -77,7 +77,12 @@ def _accounting_findings(
         short = f"{words}, and squeue forgets what ended after {age} s (MinJobAge)"
         yield Finding("accounting", Level.WARNING, short, "lower poll_interval_s, or have slurmdbd set up")
     elif accounting:
-        yield Finding("accounting", Level.WARNING, words, "set accounting = false, or have slurmdbd set up")
+        yield Finding(
+            "accounting",
+            Level.WARNING,
+            words,
+            "see that slurmdbd runs; where there is none, set accounting = false",
+        )
     else:
         yield Finding("accounting", Level.OK, f"not asked; squeue remembers for {age} s what ended")
 

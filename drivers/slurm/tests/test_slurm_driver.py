@@ -212,6 +212,19 @@ def test_the_accounting_of_an_earlier_execution_does_not_count(slurm: Slurm) -> 
     assert "FAILED" == slurm.opened().observe(references=[reference("1", "e1")])["e1"].native_state
 
 
+def test_accounting_that_does_not_answer_is_told_once(slurm: Slurm, caplog: pytest.LogCaptureFixture) -> None:
+    slurm.lists()
+    opened = slurm.opened()
+    caplog.set_level("INFO")
+    for answer in (("", "Slurm accounting storage is disabled\n", 1), (ACCOUNTED, "", 0)):
+        slurm.answers["sacct"] = answer
+        for _ in range(2):
+            assert {} == opened.observe(references=[reference("1", "e1")])
+    assert ["going on without accounting", "accounting answers again"] == [
+        record.getMessage().partition(":")[0] for record in caplog.records
+    ]
+
+
 def test_a_site_without_accounting_never_runs_sacct(slurm: Slurm) -> None:
     slurm.lists("1 FAILED NonZeroExitCode e1")
     opened = slurm.opened(accounting=False)
