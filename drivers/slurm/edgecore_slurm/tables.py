@@ -84,10 +84,8 @@ _FAILED: Final = "Batch job submission failed: "
 REFUSALS: Final[Mapping[str, Refusal]] = {
     **dict.fromkeys(
         (
-            # AssocGrpSubmitJobsLimit, AssocMaxSubmitJobLimit, QOSMaxSubmitJobPerUserLimit, MaxSubmitJobsPerAccount ...
-            "SubmitJob",
             _FAILED + "Unable to create job record, try again",  # MaxJobCount of the cluster
-            _FAILED + "Job violates accounting/QOS policy",
+            _FAILED + "Job violates accounting/QOS policy",  # but see `parse_refusal`
             _FAILED + "Requested account has breached requested QOS usage threshold",
             _FAILED + "Required partition not available (inactive or drain)",
             _FAILED + "Required node not available (down, drained or reserved)",

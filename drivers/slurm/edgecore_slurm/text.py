@@ -92,8 +92,13 @@ def parse_submit(output: str) -> str | None:
 
 
 def parse_refusal(errors: str) -> Refusal | None:
-    """Tell what kind of refusal it is; None when the outcome is not known."""
-    return next((kind for words, kind in REFUSALS.items() if words in errors), None)
+    """Tell what kind of refusal it is; None when the outcome is not known.
+
+    Limits are named on a line before the general words: those that the job alone breaks stay broken.
+    """
+    kind = next((kind for words, kind in REFUSALS.items() if words in errors), None)
+    alone = any(never_starts(line.removeprefix("sbatch: error: ")) for line in errors.splitlines())
+    return Refusal.PERMANENT if kind is Refusal.TRANSIENT and alone else kind
 
 
 # ---------------------------------------------------------------------------------- observing

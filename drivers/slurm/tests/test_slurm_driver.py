@@ -193,15 +193,11 @@ def test_accounting_is_not_asked_about_what_the_listing_tells_in_full(slurm: Slu
 
 
 def test_accounting_tells_the_exit_code_of_what_failed_and_the_listing_the_reason(slurm: Slurm) -> None:
-    slurm.lists("1 FAILED JobLaunchFailure e1", "2 FAILED NonZeroExitCode e2")
-    lines = f"1|edge|FAILED|0:53|{TIMES}|n1|e1\n2|edge|FAILED|7:0|{TIMES}|n1|e2\n"
+    slurm.lists("1 FAILED BadConstraints e1", "2 FAILED NonZeroExitCode e2")
+    lines = f"1|edge|FAILED|1:0|{TIMES}|n1|e1\n2|edge|FAILED|7:0|{TIMES}|n1|e2\n"
     slurm.answers["sacct"] = (ACCOUNTED + lines, "", 0)
     found = slurm.opened().observe(references=[reference("1", "e1"), reference("2", "e2")])
-    assert (None, None, "JobLaunchFailure") == (
-        found["e1"].exit_code,
-        found["e1"].signal,
-        found["e1"].reason,
-    )
+    assert (1, "BadConstraints") == (found["e1"].exit_code, found["e1"].reason)
     assert (7, "") == (found["e2"].exit_code, found["e2"].reason)
 
 

@@ -125,9 +125,20 @@ def test_notices_of_trying_again_are_no_refusal() -> None:
     assert text.parse_refusal(waiting + lost) is None
 
 
-def test_a_limit_counts_more_than_the_general_words_below_it() -> None:
-    errors = "sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Batch job submission failed: Job violates accounting/QOS policy\n"
-    assert Refusal.TRANSIENT is text.parse_refusal(errors)
+@pytest.mark.parametrize(
+    ("limit", "kind"),
+    [
+        ("QOSMaxSubmitJobPerUserLimit", Refusal.TRANSIENT),
+        ("AssocMaxSubmitJobLimit", Refusal.TRANSIENT),
+        ("QOSMaxNodePerJobLimit", Refusal.PERMANENT),
+        ("QOSMaxWallDurationPerJobLimit", Refusal.PERMANENT),
+    ],
+)
+def test_a_limit_that_the_job_alone_breaks_is_not_waited_for(limit: str, kind: Refusal) -> None:
+    general = (
+        "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit)"
+    )
+    assert kind is text.parse_refusal(f"sbatch: error: {limit}\n{general}\n")
 
 
 # --------------------------------------------------------------------------------- observing
