@@ -259,8 +259,12 @@ interrupted=
 told="$$run/told.$$execution"
 trap 'interrupted=1; true 2>/dev/null >"$$told"; [ -z "$$child" ] || kill -TERM "$$child" 2>/dev/null' TERM INT
 
-leave() {
+note() {
     printf '%s %s %s\n' "$$batch_id" "$$execution" "$$1" >>note.txt
+}
+
+leave() {
+    note "$$1"
     exit $abstained
 }
 
@@ -332,6 +336,11 @@ $epilogue
 fi
 cd "$$run" || exit $abstained
 [ -e "$$mine" ] || leave "ended with $$code after it was stopped"
+# A batch system that takes an execution off its nodes to start it again says TERM first. That is no end.
+if [ "$$restartable" = yes ] && [ "$$code" -ne 0 ] && [ -e "$$told" ]; then
+    note "was told to stop, ended with $$code, and may start again"
+    exit "$$code"
+fi
 printf '{"exit_code": %d, "batch_id": "%s", "host": "%s", "started": %d, "ended": %d}\n' \
     "$$code" "$$batch_id" "$$host" "$$started" "$$(date -u +%s)" >end.json
 give_back

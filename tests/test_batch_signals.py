@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from batch_bench import DEADLINE_S, SHELLS, Bench, application, eventually, make_bench, ran, started
 
-from edgecore.batch import ABSTAINED, TokenState, render_script
+from edgecore.batch import ABSTAINED, EndRecord, TokenState, render_script
 
 
 @pytest.fixture(params=SHELLS)
@@ -45,6 +45,33 @@ def test_a_stop_is_forwarded_and_the_exit_code_is_the_applications(bench: Bench,
         os.kill(process.pid, number)
         assert process.wait(DEADLINE_S) == 7
     assert bench.tokens() == ["ended.7"]
+
+
+@pytest.mark.slow
+def test_a_restartable_attempt_that_is_told_to_stop_goes_on_when_it_is_started_again(bench: Bench) -> None:
+    text = "echo; test -e again && exit 0; touch again; exec sleep 60"
+    bench = bench.with_values(restartable=True, command=application(text))
+    with started(bench) as process:
+        eventually(lambda: (bench.values.data / "again").exists())
+        process.terminate()
+        assert 143 == process.wait(DEADLINE_S)
+    (token,) = bench.tokens()
+    assert token.startswith("running.")
+    assert "may start again" in bench.note()
+    assert EndRecord() == bench.run.end_record()
+    assert 0 == bench.finish()
+    assert ["ended.0"] == bench.tokens()
+
+
+@pytest.mark.slow
+def test_a_restartable_attempt_that_ends_well_although_it_is_told_to_stop_has_ended(bench: Bench) -> None:
+    text = "trap 'exit 0' TERM; echo; while :; do sleep 0.01; done"
+    bench = bench.with_values(restartable=True, command=application(text))
+    with started(bench) as process:
+        eventually(lambda: ran(bench) and bench.output() != "")
+        process.terminate()
+        assert 0 == process.wait(DEADLINE_S)
+    assert ["ended.0"] == bench.tokens()
 
 
 @pytest.mark.slow
