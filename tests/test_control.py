@@ -18,6 +18,8 @@ from edgecore.control import objection
 from edgecore.models import Intent, Job, JobDefinition, NativeState, Option, Parameter, Refusal
 from edgecore.models import JobState as S
 
+pytestmark = pytest.mark.slow
+
 
 def waiting(edge: Edge) -> None:
     """Have a job that waits in the batch system."""

@@ -142,6 +142,7 @@ def test_dots_in_strings_and_comments_are_nobodys_business(text: str) -> None:
     assert list(read(text, "a.toml")) == ["a"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text"),
     [

@@ -15,6 +15,8 @@ from edgecore.models import Group, NativeState, Refusal, Refused, SubmissionAnsw
 from edgecore.models import JobState as S
 from edgecore.reader import Reader
 
+pytestmark = pytest.mark.slow
+
 
 def groups(edge: Edge) -> list[int]:
     """Return how many members each submission had."""
