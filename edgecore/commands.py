@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
+import select
 import signal
 import subprocess
 import tempfile
@@ -102,13 +104,38 @@ def run(
 def _wait(process: subprocess.Popen[bytes], timeout_s: float, unwanted: Callable[[], bool]) -> int | None:
     """Return the exit code, or None when the time is up. Raises ActionStopped."""
     deadline = time.monotonic() + timeout_s
-    while (left_s := deadline - time.monotonic()) > 0:
-        try:
-            return process.wait(min(left_s, _ASK_EVERY_S))
-        except subprocess.TimeoutExpired:
+    with _watched(process) as ends_within:
+        while (left_s := deadline - time.monotonic()) > 0:
+            if ends_within(min(left_s, _ASK_EVERY_S)):
+                return process.wait()
             if unwanted():
-                raise ActionStopped(f"{process.args[0]!s} was stopped on the way") from None  # type: ignore[index]
+                raise ActionStopped(f"{process.args[0]!s} was stopped on the way")  # type: ignore[index]
     return None
+
+
+@contextlib.contextmanager
+def _watched(process: subprocess.Popen[bytes]) -> Iterator[Callable[[float], bool]]:
+    """Give what waits so many seconds for a process to end, and tells whether it has.
+
+    The kernel says so at once; `Popen.wait` with a time-out looks now and then, as much later as it took so far.
+    """
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except (AttributeError, OSError):  # a kernel before 5.3, or no descriptor is left
+
+        def looks(seconds: float) -> bool:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
+            return process.returncode is not None
+
+        yield looks
+        return
+    try:
+        watch = select.poll()
+        watch.register(descriptor, select.POLLIN)
+        yield lambda seconds: bool(watch.poll(math.ceil(seconds * 1000)))
+    finally:
+        os.close(descriptor)
 
 
 def _start(

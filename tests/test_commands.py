@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -183,21 +184,40 @@ def test_a_child_that_keeps_the_output_open_does_not_hold_us_up(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_an_exception_in_the_waiting_thread_leaves_no_process_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import subprocess
-
-    def interrupted(self: object, timeout: float | None = None) -> int:
-        monkeypatch.undo()
+def test_an_exception_in_the_waiting_thread_leaves_no_process_behind(tmp_path: Path) -> None:
+    def interrupted() -> bool:
         wait_for(lambda: note.exists() and bool(note.read_text().strip()))
         raise KeyboardInterrupt
 
     note = tmp_path / "pid"
-    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        shell(f"echo $$ >{note}; exec sleep 600")
+        shell(f"echo $$ >{note}; exec sleep 600", unwanted=interrupted)
     assert ended(int(note.read_text()))
+
+
+# ---------------------------------------------------------------------------------- waiting
+
+
+def test_the_end_of_a_command_is_waited_for_and_not_looked_for_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def sleeps(seconds: float) -> None:
+        raise AssertionError(f"slept {seconds} s")
+
+    monkeypatch.setattr(time, "sleep", sleeps)
+    assert (3, b"done\n") == ((result := shell("sleep 0.05; echo done; exit 3")).exit_code, result.output)
+
+
+@pytest.mark.parametrize("problem", [OSError(errno.ENOSYS, "an old kernel"), AttributeError("pidfd_open")])
+def test_a_command_is_also_waited_for_where_the_kernel_cannot_tell_its_end(
+    problem: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(pid: int) -> int:
+        raise problem
+
+    monkeypatch.setattr(os, "pidfd_open", refused)
+    assert 3 == shell("sleep 0.02; exit 3").exit_code
+    assert shell("sleep 600", timeout_s=0.05).timed_out
 
 
 # --------------------------------------------------------------------------------- unwanted
