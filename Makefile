@@ -51,6 +51,15 @@ packages:
 		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
 		  .ci/install-package openssh-client && .ci/install-package openssh-server ssh; } || \
 		echo "sshd is missing (apt-get install openssh-server): transfers over SSH are not tested"
+	@test -x /usr/sbin/slurmctld || \
+		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+		  .ci/install-package munge munge && .ci/install-package slurm-wlm slurmctld slurmd; } || \
+		echo "Slurm is missing (apt-get install munge slurm-wlm): its driver is not tested on a real one"
+	@test -x /usr/sbin/slurmdbd && test -x /usr/sbin/mariadbd && test -e /usr/share/doc/slurm-wlm-mysql-plugin || \
+		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+		  .ci/install-package slurm-wlm-mysql-plugin && .ci/install-package slurmdbd slurmdbd && \
+		  .ci/install-package mariadb-server mariadb; } || \
+		echo "slurmdbd is missing (apt-get install slurmdbd slurm-wlm-mysql-plugin mariadb-server): Slurm's accounting is not tested"
 
 # The environment is made anew when pyproject.toml changes. A new pip reads dependency groups.
 $(BIN)/pip:
