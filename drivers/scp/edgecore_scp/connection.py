@@ -18,7 +18,8 @@ from attrs import define, field, frozen
 from edgecore.errors import TransferInterrupted
 from edgecore_scp.hosts import Login, Route, connected, route_to
 from edgecore_scp.place import Place
-from edgecore_scp.session import Session, said
+from edgecore_scp.session import Session
+from edgecore_scp.transport import said, why_closed
 
 __all__ = ["Connection", "Output", "Pool"]
 
@@ -102,7 +103,9 @@ class Connection:
                 channel.exec_command(command)
                 return _conversation(channel, stdin, beat, check, quiet_s)
             except (OSError, EOFError, paramiko.SSHException) as error:
-                raise TransferInterrupted(f"cannot run a command on {self.route}: {said(error)}") from error
+                raise TransferInterrupted(
+                    f"cannot run a command on {self.route}: {why_closed(channel, error)}"
+                ) from error
 
     def close(self) -> None:
         """Log out."""
@@ -121,7 +124,7 @@ class Connection:
             session.begin()
         except (OSError, EOFError, paramiko.SSHException) as error:
             channel.close()
-            raise TransferInterrupted(f"{self.route} offers no SFTP: {said(error)}") from error
+            raise TransferInterrupted(f"{self.route} offers no SFTP: {why_closed(channel, error)}") from error
         except BaseException:
             channel.close()
             raise

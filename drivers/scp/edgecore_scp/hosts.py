@@ -21,7 +21,7 @@ from attrs import frozen
 from edgecore.errors import EdgeError, TransferInterrupted, TransferRefused
 from edgecore.processes import user_name
 from edgecore_scp.place import Place
-from edgecore_scp.session import said
+from edgecore_scp.transport import OrderedTransport, said
 
 __all__ = ["Login", "Route", "connected", "route_to"]
 
@@ -194,7 +194,7 @@ def _logged_in(route: Route, login: Login, sock: Any) -> paramiko.SSHClient:
 
 
 def _transport(sock: Any, login: Login) -> paramiko.Transport:
-    transport = paramiko.Transport(sock)
+    transport = OrderedTransport(sock)
     options = transport.get_security_options()
     options.ciphers = tuple(
         dict.fromkeys([*(name for name in login.ciphers if name in options.ciphers), *options.ciphers])

@@ -18,9 +18,10 @@ from paramiko import Channel, SSHException
 
 from edgecore.errors import TransferInterrupted, TransferRefused
 from edgecore_scp import wire
+from edgecore_scp.transport import why_closed
 from edgecore_scp.wire import Answer, Failure, Kind, Request, Status
 
-__all__ = ["Session", "failing", "said"]
+__all__ = ["Session", "failing"]
 
 _IN_FLIGHT: Final = 256
 _IN_FLIGHT_BYTES: Final = 4 * 1024 * 1024
@@ -43,11 +44,6 @@ def failing(asked: str, *, transient: frozenset[int] = frozenset()) -> Iterator[
         if failure.code in _REFUSALS - transient:
             raise TransferRefused(words) from failure
         raise TransferInterrupted(words) from failure
-
-
-def said(error: BaseException) -> str:
-    """Return what an error says; much of what paramiko raises about a lost connection says nothing."""
-    return str(error) or "it was closed"
 
 
 @define(eq=False)
@@ -166,7 +162,7 @@ class Session:
             except TimeoutError:
                 self.check()
             except (OSError, SSHException, EOFError) as error:
-                raise self._broke(said(error)) from error
+                raise self._broke(why_closed(self.channel, error)) from error
 
     def _packet(self) -> tuple[int, bytes]:
         size, kind = struct.unpack(">IB", self._take(5))
@@ -185,9 +181,9 @@ class Session:
                 self.check()
                 continue
             except (OSError, SSHException, EOFError) as error:
-                raise self._broke(said(error)) from error
+                raise self._broke(why_closed(self.channel, error)) from error
             if not came:
-                raise self._broke("it was closed by the other side")
+                raise self._broke(why_closed(self.channel))
             self._came += came
         found = bytes(self._came[:size])
         del self._came[:size]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import stat
 import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import paramiko
 import pytest
 from attrs import evolve
 from edgecore_scp import ScpTransfer, wire
@@ -14,6 +16,7 @@ from edgecore_scp.bulk import Bulk, can_carry, sftp_command
 from edgecore_scp.checksums import parse_digests
 from edgecore_scp.hosts import Login, route_to
 from edgecore_scp.place import Place, parse_url
+from edgecore_scp.transport import OrderedTransport, Turns, why_closed
 from edgecore_scp.wire import Answer, Attributes, Entry, Failure, Garbled, Kind
 
 from edgecore.drivers import find_driver
@@ -211,3 +214,47 @@ def test_openssh_is_found_on_the_path_of_the_site(tmp_path: Path) -> None:
     found = Bulk.found(LOGIN, {"PATH": str(tmp_path)})
     assert found is not None
     assert str(tmp_path / "sftp") == found.program
+
+
+# ---------------------------------------------------------------------------------- connections
+
+
+def test_nothing_follows_the_close_of_a_channel() -> None:
+    """A server that gets a word for a channel that is no more ends the connection."""
+    sent: list[bytes] = []
+
+    class Recorder:
+        def _send_user_message(self, message: paramiko.Message) -> None:
+            sent.append(message.asbytes())
+
+    close, end, content = (
+        paramiko.common.cMSG_CHANNEL_CLOSE,
+        paramiko.common.cMSG_CHANNEL_EOF,
+        paramiko.common.cMSG_CHANNEL_DATA,
+    )
+    one, other = Turns(Recorder()), Turns(Recorder())
+    for channel, kind in [
+        (one, content),
+        (one, close),
+        (one, end),
+        (one, content),
+        (one, close),
+        (other, end),
+    ]:
+        channel._send_user_message(paramiko.Message(kind))
+    assert [content, close, end] == sent
+
+
+def test_what_a_server_said_when_it_ended_the_connection_is_told() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        transport, channel = OrderedTransport(ours), paramiko.Channel(0)
+        channel._set_transport(transport)
+        channel.status_event.set()
+        assert "Socket is closed" == why_closed(channel, OSError("Socket is closed"))
+        farewell = paramiko.Message()
+        farewell.add_int(2)
+        farewell.add_string(b"too many\x1b[2J words\n")
+        farewell.rewind()
+        transport._parse_disconnect(farewell)
+    assert r"the server ended it: too many\x1b[2J words" == why_closed(channel, OSError("Socket is closed"))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+import paramiko
 import pytest
 from edgecore_scp import ScpTransfer
 from testbed.hostile_sftp import HostileSftp, Lies
@@ -213,6 +214,57 @@ def test_a_host_behind_another_is_reached_through_it(
     assert proxy.passed_bytes - before > MEBIBYTE
 
 
+def alone(server: Sshd, proxy: Proxy, tmp_path: Path) -> ScpTransfer:
+    """Open a driver for a server of the test's own."""
+    (tmp_path / "known_hosts").write_text(server.known_as(proxy.port))
+    known_hosts = str(tmp_path / "known_hosts")
+    driver = ScpTransfer(key_file=str(server.key), known_hosts=known_hosts, ssh_config="none", agent=False)
+    driver.open(site=SiteContext(site="theta", work_directory=tmp_path))
+    return driver
+
+
+def test_a_command_that_ends_before_it_heard_us_out_does_not_cut_the_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither does the end of the program there, which an account for files only answers commands with."""
+    plainly, ends = paramiko.Transport._send_user_message, set[int]()
+
+    def hesitantly(transport: paramiko.Transport, message: paramiko.Message) -> None:
+        if message.asbytes()[:1] == paramiko.common.cMSG_CHANNEL_EOF:
+            ends.add(threading.get_ident())
+            time.sleep(0.2)  # longer than such a program lives; a pause, and no wait for anything
+        plainly(transport, message)
+
+    monkeypatch.setattr(paramiko.Transport, "_send_user_message", hesitantly)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "file").write_bytes(b"content")
+    (tmp_path / "server").mkdir()
+    with (
+        running_sshd(tmp_path / "server", "ForceCommand internal-sftp") as server,
+        closing(Proxy(server.port).start()) as proxy,
+        closing(alone(server, proxy, tmp_path)) as driver,
+    ):
+        for number in range(3):
+            assert (
+                "size" == carry(driver, "fetch", tmp_path / "source", tmp_path / f"{number}", proxy).verified
+            )
+        log = (server.directory / "log").read_text()
+    assert ends
+    assert "nonexistent channel" not in log
+    assert 1 == log.count("Accepted publickey")
+
+
+def test_how_a_server_of_files_ended_is_in_the_error(tmp_path: Path) -> None:
+    (tmp_path / "server").mkdir()
+    with (
+        running_sshd(tmp_path / "server", "ForceCommand exit 3") as server,
+        closing(Proxy(server.port).start()) as proxy,
+        closing(alone(server, proxy, tmp_path)) as driver,
+        pytest.raises(TransferInterrupted, match="ended with exit code 3"),
+    ):
+        carry(driver, "fetch", tmp_path, tmp_path / "here", proxy)
+
+
 # -------------------------------------------------------------------------------------- resuming
 
 
@@ -225,14 +277,7 @@ def test_a_server_that_is_killed_in_the_middle_interrupts_and_the_next_one_goes_
     (tmp_path / "source" / "file").write_bytes(content)
     (tmp_path / "server").mkdir()
     with running_sshd(tmp_path / "server") as server, closing(Proxy(server.port).start()) as proxy:
-        (tmp_path / "known_hosts").write_text(server.known_as(proxy.port))
-        driver = ScpTransfer(
-            key_file=str(server.key),
-            known_hosts=str(tmp_path / "known_hosts"),
-            ssh_config="none",
-            agent=False,
-        )
-        driver.open(site=SiteContext(site="theta", work_directory=tmp_path))
+        driver = alone(server, proxy, tmp_path)
 
         def kill() -> None:
             assert moving.wait(_WAIT_S)
