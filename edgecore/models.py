@@ -26,6 +26,7 @@ __all__ = [
     "Count",
     "Declared",
     "Delivery",
+    "Demands",
     "Description",
     "Finding",
     "Group",
@@ -497,6 +498,20 @@ def printable(text: str) -> str:
 
 
 @frozen(kw_only=True)
+class Demands:
+    """Tell a driver that is examined what jobs of the site may ask of the batch system."""
+
+    queue: str | None = None
+    """What a job gets that names none; None for the batch system's own default."""
+    project: str | None = None
+    """As `queue`."""
+    num_nodes: Mapping[str, int] = Factory(dict)
+    """What the operator wrote, such as ``[limits] max_nodes``, and how many nodes a job may ask for by that."""
+    wall_time_minutes: Mapping[str, int] = Factory(dict)
+    """As `num_nodes`."""
+
+
+@frozen(kw_only=True)
 class SiteContext:
     """Tell a driver where it works; given once, before anything else is asked of it."""
 
@@ -508,6 +523,8 @@ class SiteContext:
     examining: bool = False
     """Whether the driver is opened only to be examined, perhaps beside a service that works: then it
     starts nothing, and changes nothing that a service set."""
+    demands: Demands = Demands()
+    """What jobs may ask for; told only where `examining`."""
 
 
 class Level(StrEnum):

@@ -6,6 +6,7 @@ Only the standard library is imported here: what watches over jobs must start fa
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
 import pwd
 import signal
@@ -14,7 +15,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 
-__all__ = ["carrying", "end_all", "process_start", "process_stat", "user_name"]
+__all__ = ["carrying", "end_all", "group_names", "process_start", "process_stat", "user_name"]
 
 _ENDING_S: Final = 5.0
 
@@ -61,6 +62,18 @@ def end_all(marks: Collection[bytes]) -> int:
             ended.add(pid)
         time.sleep(0.01)  # for the kernel to end them
     return len(ended)
+
+
+def group_names() -> frozenset[str]:
+    """Return the names of the groups that this process is in; a number where one has no name."""
+    return frozenset(map(_group_name, {os.getegid(), *os.getgroups()}))
+
+
+def _group_name(number: int) -> str:
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return str(number)
 
 
 def user_name(uid: int | None = None) -> str:

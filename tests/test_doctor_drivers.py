@@ -9,7 +9,7 @@ from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import pytest
-from attrs import define, evolve
+from attrs import Factory, define, evolve
 from examined import FAILURE, OK, WARNING, added, changed, examined
 from places import Place
 from test_relays import Batch
@@ -17,11 +17,21 @@ from test_relays import Batch
 from edgecore import doctor, partners
 from edgecore import drivers as installed
 from edgecore.config import SiteConfig
+from edgecore.desk import Desk
 from edgecore.doctor import drivers
 from edgecore.drivers import SchedulingRelay, open_scheduling
 from edgecore.errors import EdgeError
 from edgecore.hookspecs import hookimpl
-from edgecore.models import Finding, Observation, OutgoingMessage, Verdict
+from edgecore.models import (
+    Application,
+    Demands,
+    Finding,
+    Observation,
+    OutgoingMessage,
+    SchedulingProfile,
+    SiteContext,
+    Verdict,
+)
 from edgecore.partners import open_broker
 
 
@@ -159,6 +169,48 @@ def scheduled(
         partners, "open_scheduling", lambda name, settings, site, **more: SchedulingRelay(driver, site)
     )
     return asked(config, "scheduling")
+
+
+def test_a_driver_is_told_what_jobs_may_ask_for_by_default_by_the_sites_limits_and_its_applications(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @define(eq=False)
+    class Told(Odd):
+        demands: Demands = Factory(Demands)
+
+        @hookimpl
+        def open(self, site: SiteContext) -> SchedulingProfile:
+            self.demands = site.demands
+            return SchedulingProfile(batch_id_text="$ID")
+
+    text = place.file.read_text()
+    assert "[limits]" in text
+    place.file.write_text(
+        text.replace("[limits]", "[limits]\nmax_nodes = 8")
+        + '\n[defaults]\nqueue = "batch"\nproject = "atlas"\n'
+    )
+    desk = Desk(place.config.store)
+    for name, nodes in (("small", 2), ("large", 9)):
+        desk.add_application(
+            Application(name=name, executable="/bin/sh", max_nodes=nodes, max_wall_time_minutes=5), now=1
+        )
+    driver = Told()
+
+    scheduled(place, monkeypatch, driver)
+
+    found = driver.demands
+    assert ("batch", "atlas") == (found.queue, found.project)
+    assert {
+        "[defaults] num_nodes": 1,
+        "[limits] max_nodes": 8,
+        "max_nodes of application small": 2,
+    } == found.num_nodes
+    assert {
+        "[defaults] wall_time_minutes": 60,
+        "max_wall_time_minutes of application hello": 60,
+        "max_wall_time_minutes of application large": 5,
+        "max_wall_time_minutes of application small": 5,
+    } == found.wall_time_minutes
 
 
 def test_a_driver_tells_what_only_it_knows(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,10 @@ from contextlib import closing
 from functools import partial
 from typing import Final
 
-from attrs import define
+from attrs import define, evolve
 
 from edgecore.config import SiteConfig, TransferTable
+from edgecore.doctor.catalogue import demands
 from edgecore.doctor.checks import Check, findings_of
 from edgecore.drivers import (
     Listeners,
@@ -135,7 +136,8 @@ class _Visit:
         """Open the batch system and ask for a job that there is not."""
         driver, begun = self.config.scheduling.driver, time.monotonic()
         try:
-            relay = open_batch_system(self.config, self.plugins, self.context)
+            context = evolve(self.context, demands=demands(self.config))
+            relay = open_batch_system(self.config, self.plugins, context)
         except EdgeError as error:
             yield from findings_of(driver, error, _SEE_BATCH)
             return

@@ -9,8 +9,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -19,15 +18,14 @@ from attrs import evolve, frozen
 from edgecore.applications import check_application, launcher_arguments, programs_named
 from edgecore.clock import Clock
 from edgecore.config import SiteConfig
+from edgecore.doctor.catalogue import ADD, catalogue
 from edgecore.doctor.checks import LIMIT_S, Check, findings_of
-from edgecore.errors import ConfigurationError, EdgeError, StoreError
+from edgecore.errors import ConfigurationError, EdgeError
 from edgecore.models import Application, Finding, Level, SiteContext
-from edgecore.reader import Reader
 from edgecore.telling import open_alarm_command
 
 __all__ = ["program_checks"]
 
-_ADD: Final = "correct its file and register it again: edgecore apps add FILE.toml"
 _HEAD_BYTES: Final = 256
 _BINARY: Final = b"\x7fELF"
 
@@ -51,7 +49,7 @@ class _Programs:
         if not self.config.launchers:
             yield Finding("launchers", Level.OK, "none")
             return
-        used = {one.launcher for one in _catalogue(self.config, lambda _: None)}
+        used = {one.launcher for one in catalogue(self.config)}
         for name, table in self.config.launchers.items():
             yield self._launcher(name, table.arguments, used=name in used)
 
@@ -86,7 +84,7 @@ class _Programs:
             yield Finding("catalogue", Level.OK, "empty: there is no store yet")
             return
         broken: list[Finding] = []
-        found = _catalogue(self.config, broken.append)
+        found = catalogue(self.config, broken.append)
         yield from broken
         if not found and not broken:
             remedy = "register what users may run: edgecore apps add FILE.toml"
@@ -99,7 +97,7 @@ class _Programs:
         try:
             check_application(application, self.config.launchers)
         except EdgeError as error:
-            yield from (evolve(finding, remedy=_ADD) for finding in findings_of(application.name, error))
+            yield from (evolve(finding, remedy=ADD) for finding in findings_of(application.name, error))
 
     def _fits(self, application: Application) -> Iterator[Finding]:
         """Compare what an application allows with what a definition gets by default."""
@@ -114,37 +112,18 @@ class _Programs:
                 yield Finding(application.name, Level.WARNING, words, remedy)
 
 
-def _catalogue(config: SiteConfig, tell: Callable[[Finding], None]) -> list[Application]:
-    """Return the entries that can be read; *tell* of the others."""
-    found: list[Application] = []
-    if not os.path.isfile(config.store):
-        return found
-    try:
-        with closing(Reader(config.store)) as reader:
-            for name in sorted(reader.application_names()):
-                try:
-                    application = reader.application(name)
-                except (EdgeError, ValueError) as error:
-                    tell(Finding(name, Level.FAILURE, f"its entry cannot be read: {error}", _ADD))
-                else:
-                    found += [] if application is None else [application]
-    except StoreError as error:
-        tell(Finding("catalogue", Level.WARNING, f"not examined: {error}", "see what is said of the store"))
-    return found
-
-
 def _programs(application: Application) -> Iterator[Finding]:
     for key, path in programs_named(application).items():
         if fault := _fault(Path(path), needs_head=key != "executable"):
             words = f"{key} {path} {fault}"
-            yield Finding(application.name, Level.FAILURE, words, f"repair {path}, or {_ADD}")
+            yield Finding(application.name, Level.FAILURE, words, f"repair {path}, or {ADD}")
         elif Path(path).stat().st_mode & stat.S_IWOTH:
             words = f"{key} {path} can be written by every account of this host"
             yield Finding(application.name, Level.WARNING, words, f"chmod o-w {path}")
     directory = application.directory
     if directory is not None and not (os.path.isdir(directory) and os.access(directory, os.R_OK | os.X_OK)):
         words = f"directory {directory} is not there, or this account may not read it"
-        yield Finding(application.name, Level.FAILURE, words, f"make it readable, or {_ADD}")
+        yield Finding(application.name, Level.FAILURE, words, f"make it readable, or {ADD}")
 
 
 def _fault(path: Path, *, needs_head: bool) -> str:

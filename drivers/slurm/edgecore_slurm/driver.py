@@ -23,6 +23,7 @@ from edgecore.models import (
     Answer,
     Between,
     Closed,
+    Demands,
     Finding,
     Group,
     NativeState,
@@ -35,7 +36,7 @@ from edgecore.models import (
     SubmissionAnswer,
     Submitted,
 )
-from edgecore.processes import user_name
+from edgecore.processes import group_names, user_name
 from edgecore_slurm import text
 from edgecore_slurm.examining import examine
 
@@ -49,6 +50,8 @@ _LONG_BEFORE_US = 3600 * 1_000_000
 _AT_ONCE = 500
 """How many jobs one command names."""
 _VERSION_TIMEOUT_S = 5.0
+_EXAMINED_S = 12.0
+"""More than Slurm's commands wait for a controller that is away."""
 _BATCH_ID = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 
 
@@ -70,6 +73,7 @@ class SlurmScheduling(Scheduling):
     """How far back sacct is asked; the database may refuse longer times (MaxQueryTimeRange)."""
 
     _environment: Mapping[str, str] = field(init=False, factory=dict, repr=False)
+    _demands: Demands = field(init=False, factory=Demands, repr=False)
     _strange: set[str] = field(init=False, factory=set, repr=False)
     _unaccounted: bool = field(init=False, default=False, repr=False)
 
@@ -78,7 +82,7 @@ class SlurmScheduling(Scheduling):
         """Look for the commands; the controller is asked nothing yet."""
         path = site.environment.get("PATH", os.defpath)
         path = f"{self.commands_directory}:{path}" if self.commands_directory else path
-        self._environment = {**site.environment, "PATH": path}
+        self._environment, self._demands = {**site.environment, "PATH": path}, site.demands
         if shutil.which("sbatch", path=path) is None:
             allowed = "install Slurm's commands, or set commands_directory, or PATH in [environment] set"
             raise ConfigurationError(
@@ -162,11 +166,14 @@ class SlurmScheduling(Scheduling):
         """Ask whether the commands are there, the controller answers, and what is set up how."""
         return tuple(
             examine(
-                self._run,
+                self._examined,
                 lambda name: shutil.which(name, path=self._environment["PATH"]),
                 accounting=self.accounting,
                 max_array=self.max_array,
                 poll_interval_s=self.poll_interval_s,
+                demands=self._demands,
+                user=user_name(),
+                groups=frozenset() if os.geteuid() == 0 else group_names(),
             )
         )
 
@@ -215,18 +222,28 @@ class SlurmScheduling(Scheduling):
 
     # ------------------------------------------------------------------------- the commands
 
-    def _run(self, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> CommandResult:
+    def _run(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> CommandResult:
         """Run a command to its end, with times in UTC. Raises SchedulerUnavailable when it has none."""
         try:
             return self._answered(
                 run(
                     arguments,
-                    timeout_s=self.timeout_s,
+                    timeout_s=timeout_s or self.timeout_s,
                     environment=environment or {**self._environment, "TZ": "UTC"},
                 )
             )
         except CommandNotFound as error:
             raise SchedulerUnavailable(f"slurm: {error}") from error
+
+    def _examined(self, arguments: Sequence[str]) -> CommandResult:
+        """Run a command that tells how things are; several of them must fit into the time of an examination."""
+        return self._run(arguments, timeout_s=min(self.timeout_s, _EXAMINED_S))
 
     def _answered(self, result: CommandResult) -> CommandResult:
         if result.timed_out:

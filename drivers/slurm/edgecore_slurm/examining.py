@@ -1,18 +1,23 @@
-"""Look for trouble with Slurm, changing nothing: commands, controller, settings, accounting."""
+"""Look for trouble with Slurm, changing nothing: commands, versions, controller, partitions, accounts, accounting."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 from edgecore.commands import CommandResult
 from edgecore.errors import SchedulerUnavailable
-from edgecore.models import Finding, Level
+from edgecore.models import Demands, Finding, Level
+from edgecore_slurm.accounts import account_findings
+from edgecore_slurm.partitions import parse_partitions, partition_findings, partition_of
 from edgecore_slurm.text import parse_configuration
 
 __all__ = ["examine"]
 
 _COMMANDS: Final = ("sbatch", "squeue", "scancel", "scontrol")
+_TESTED: Final = "22.05"
+"""The release of Slurm with which this driver was tested."""
 
 
 def examine(
@@ -22,8 +27,14 @@ def examine(
     accounting: bool,
     max_array: int,
     poll_interval_s: float,
+    demands: Demands,
+    user: str,
+    groups: Collection[str],
 ) -> Iterator[Finding]:
-    """Yield what is right and wrong; *run* may raise SchedulerUnavailable."""
+    """Yield what is right and wrong; *run* may raise SchedulerUnavailable.
+
+    *groups* are those of *user*; none where Slurm lets it in everywhere.
+    """
     missing = [name for name in (*_COMMANDS, *(("sacct",) if accounting else ())) if which(name) is None]
     if missing:
         words = f"not found: {', '.join(missing)}"
@@ -38,7 +49,9 @@ def examine(
         return
     cluster, version = settings.get("ClusterName", "?"), settings.get("SLURM_VERSION", "?")
     yield Finding("controller", Level.OK, f"of cluster {cluster} answers, Slurm {version}")
+    yield from _version_findings(run, version)
     yield from _array_findings(settings, max_array)
+    yield from _place_findings(run, settings, demands, user, groups)
     yield from _accounting_findings(run, settings, accounting, poll_interval_s)
 
 
@@ -50,6 +63,52 @@ def _settings(run: Callable[[Sequence[str]], CommandResult]) -> Mapping[str, str
         return str(error)
     settings = parse_configuration(result.text)
     return settings if result.exit_code == 0 and settings else result.complaint()
+
+
+def _version_findings(run: Callable[[Sequence[str]], CommandResult], controller: str) -> Iterator[Finding]:
+    """Compare the commands with the controller, which serves those of its own release and of a few before it."""
+    try:
+        said = run(["sbatch", "--version"]).text
+    except SchedulerUnavailable as error:
+        said = str(error)
+    commands = re.search(r"\d+\.\d+\S*", said)
+    if commands is None:
+        return  # what cannot run was told of by the query
+    words = f"commands {commands[0]}, controller {controller}"
+    if _release(commands[0]) > _release(controller) > (0, 0):
+        remedy = "use the cluster's own commands, by commands_directory or PATH: newer ones are not answered reliably"
+        yield Finding("versions", Level.WARNING, f"{words}: the commands are newer", remedy)
+    else:
+        tested = "" if controller.startswith(_TESTED) else f"; this driver was tested with {_TESTED} only"
+        yield Finding("versions", Level.OK, f"{words}{tested}")
+
+
+def _release(version: str) -> tuple[int, int]:
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def _place_findings(
+    run: Callable[[Sequence[str]], CommandResult],
+    settings: Mapping[str, str],
+    demands: Demands,
+    user: str,
+    groups: Collection[str],
+) -> Iterator[Finding]:
+    """Yield whether jobs get into their partition, under their account, with what they may ask for."""
+    try:
+        result = run(["scontrol", "--all", "--oneliner", "show", "partition"])
+        words = result.complaint() if result.exit_code != 0 else ""
+    except SchedulerUnavailable as error:
+        words = str(error)
+    if words:
+        yield Finding("partition", Level.WARNING, f"not seen: {words}", "try: scontrol show partition")
+        return
+    partitions = parse_partitions(result.text)
+    enforced = settings.get("EnforcePartLimits", "NO") != "NO"
+    yield from partition_findings(partitions, demands, groups, enforced=enforced)
+    ours = {name: partitions[name] for name in partition_of(partitions, demands.queue) if name in partitions}
+    yield from account_findings(run, settings, ours, demands, user=user)
 
 
 def _array_findings(settings: Mapping[str, str], max_array: int) -> Iterator[Finding]:

@@ -31,6 +31,7 @@ LIMIT: Final = (
     "accounting/QOS policy (job submit limit, user's size and/or time limits)\n"
 )
 CONFIGURATION: Final = (Path(__file__).parent / "recorded" / "config.txt").read_text()
+PARTITIONS: Final = (Path(__file__).parent / "recorded" / "partitions.txt").read_text()
 SUBMITTED: Final = 1_795_343_459_000_000
 
 Answer = tuple[str, str, int]
@@ -288,9 +289,9 @@ def levels(opened: SlurmScheduling) -> dict[str, Level]:
 
 
 def test_a_slurm_in_good_order_is_all_right(slurm: Slurm) -> None:
-    slurm.answers["scontrol"] = (CONFIGURATION, "", 0)
-    expected = dict.fromkeys(("commands", "controller", "arrays", "accounting"), Level.OK)
-    assert expected == levels(slurm.opened())
+    slurm.answers["scontrol"] = lambda asked: (PARTITIONS if "partition" in asked else CONFIGURATION, "", 0)
+    parts = ("commands", "controller", "arrays", "partition", "account", "accounting")
+    assert dict.fromkeys(parts, Level.OK) == levels(slurm.opened())
 
 
 def test_a_controller_that_does_not_answer_is_a_failure(slurm: Slurm) -> None:
