@@ -287,7 +287,8 @@ class SlurmScheduling(Scheduling):
             if seen.state is NativeState.UNKNOWN and seen.native_state not in self._strange:
                 self._strange.add(seen.native_state)
                 log.warning("job %s is in a state that tells nothing: %r", seen.batch_id, seen.native_state)
-        return {key: seen for key, seen in jobs.items() if seen.owner == user_name()}
+        us = user_name()
+        return {key: seen for key, seen in jobs.items() if seen.owner == us}
 
     def _alive(self, references: Sequence[Reference]) -> dict[str, Observation]:
         """Return what is still ours and has not ended: scancel and scontrol take ids alone."""

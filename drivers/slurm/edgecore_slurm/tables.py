@@ -6,6 +6,7 @@ guessed: a state is unknown, a reason says nothing about hope, and a failed subm
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -67,11 +68,13 @@ def _normal(reason: str) -> str:
     return re.split(r"[,(:]", reason.lower().replace("_", " "))[0].strip()
 
 
+@functools.lru_cache(1024)
 def is_hold(reason: str) -> bool:
     """Tell whether what waits for this *reason* is held."""
     return _normal(reason) in _HELD_BY_PEOPLE | _HELD_AFTER_FAILURES
 
 
+@functools.lru_cache(1024)
 def never_starts(reason: str) -> bool:
     """Tell whether what waits for this *reason* waits for what will not come by itself."""
     word = _normal(reason)

@@ -6,9 +6,10 @@ name holds a separator costs nothing. Everything here can be tested with a strin
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -34,6 +35,10 @@ __all__ = [
 _FORMAT: Final = "%i|%u|%T|%V|%S|%e|%N|%r|%j"
 _LISTED: Final = "JOBID|USER|STATE|SUBMIT_TIME|START_TIME|END_TIME|NODELIST|REASON|NAME"
 _ACCOUNTED: Final = "JobID|User|State|ExitCode|Submit|Start|End|NodeList|JobName"
+_BATCH_ID: Final = re.compile(r"\d+(_\d+)?")
+_TIME_LENGTH: Final = len("2026-11-22T10:31:00")
+_REMEMBERED: Final = 20_000
+"""How many lines of listings are not parsed again: more than most accounts have jobs in a queue, in some 15 MB."""
 _NOT_LAUNCHED: Final = 53
 """The signal of ``0:53``, with which Slurm accounts for a script that it could not start (JobLaunchFailure)."""
 
@@ -118,81 +123,83 @@ def accounting_command(user: str, since_s: int, names: Sequence[str] = ()) -> li
 
 def parse_listing(output: bytes) -> Mapping[str, Observation] | None:
     """Return the jobs that ``squeue`` shows by `job_key`; None when it is no listing."""
-    return _parse(output, _LISTED)
+    return _parse(output, _LISTED, _listed)
 
 
 def parse_accounting(output: bytes) -> Mapping[str, Observation] | None:
     """Return the jobs that ``sacct`` shows by `job_key`; None when it is no listing."""
-    return _parse(output, _ACCOUNTED)
+    return _parse(output, _ACCOUNTED, _accounted)
 
 
-def _parse(output: bytes, header: str) -> Mapping[str, Observation] | None:
+def _parse(
+    output: bytes, header: str, parse: Callable[[bytes], Observation]
+) -> Mapping[str, Observation] | None:
     first, *lines = output.split(b"\n")
     if first.decode("utf-8", "replace") != header:
         return None
-    columns = header.split("|")
-    parse = _listed if header == _LISTED else _accounted
     jobs = {}
     for line in lines:
         try:
-            fields = line.decode().split("|", len(columns) - 1)
-            seen = parse(dict(zip(columns, fields, strict=True)))
+            seen = parse(line)
         except ValueError:  # a line that is not whole costs its own job
             continue
         jobs[job_key(seen.batch_id, seen.name)] = seen
     return jobs
 
 
-def _listed(record: Mapping[str, str]) -> Observation:
-    """Return what a line of squeue says. Raises ValueError."""
-    word = _first_word(record["STATE"])
-    reason = "" if record["REASON"] in ("None", "(null)") else record["REASON"]
+@functools.lru_cache(_REMEMBERED)
+def _listed(line: bytes) -> Observation:
+    """Return what a line of squeue says, which is nearly always what it said at the look before. Raises ValueError."""
+    job, user, said, submitted, begins, ends, nodes, reason, name = line.decode().split("|", 8)
+    word = _first_word(said)
+    reason = "" if reason in ("None", "(null)") else reason
     state = STATES.get(word, NativeState.UNKNOWN)
     if state is NativeState.QUEUED and is_hold(reason):
         state = NativeState.HELD
     ended = state is NativeState.ENDED
     waits = state in (NativeState.QUEUED, NativeState.HELD)
     # Else START_TIME is a prediction, or when it was cancelled before it had nodes.
-    begun = state is NativeState.RUNNING or (ended and record["NODELIST"] != "")
+    begun = state is NativeState.RUNNING or (ended and nodes != "")
     return Observation(
         state=state,
         native_state=word,
-        batch_id=_batch_id(record["JOBID"]),
-        name=record["NAME"],
-        owner=record["USER"],
-        index=_index(record["JOBID"]),
+        batch_id=_batch_id(job),
+        name=name,
+        owner=user,
+        index=_index(job),
         exit_code=0 if word == "COMPLETED" else None,
-        reason=_end_reason(word, record["STATE"], reason) if ended else reason if waits else "",
+        reason=_end_reason(word, said, reason) if ended else reason if waits else "",
         never_starts=waits and never_starts(reason),
-        queued=_time(record["SUBMIT_TIME"]),
-        started=_time(record["START_TIME"]) if begun else None,
-        ended=_time(record["END_TIME"]) if ended else None,  # for what runs, too
-        nodes=record["NODELIST"] if begun else "",
+        queued=_time(submitted),
+        started=_time(begins) if begun else None,
+        ended=_time(ends) if ended else None,  # for what runs, too
+        nodes=nodes if begun else "",
     )
 
 
-def _accounted(record: Mapping[str, str]) -> Observation:
+def _accounted(line: bytes) -> Observation:
     """Return what a line of sacct says. Raises ValueError."""
-    word = _first_word(record["State"])
+    job, user, said, code_and_signal, submitted, begun, ended_at, nodes, name = line.decode().split("|", 8)
+    word = _first_word(said)
     state = STATES.get(word, NativeState.UNKNOWN)
     ended = state is NativeState.ENDED
-    code, signal = (int(number) for number in record["ExitCode"].split(":"))
+    code, signal = (int(number) for number in code_and_signal.split(":"))
     launched = signal != _NOT_LAUNCHED
-    nodes = "" if record["NodeList"] == "None assigned" else record["NodeList"]
+    nodes = "" if nodes == "None assigned" else nodes
     by_itself = word in BY_ITSELF and launched  # else it is 0:0, 0:15 or 0:125, which says less than the word
     return Observation(
         state=state,
         native_state=word,
-        batch_id=_batch_id(record["JobID"]),
-        name=record["JobName"],
-        owner=record["User"],
-        index=_index(record["JobID"]),
+        batch_id=_batch_id(job),
+        name=name,
+        owner=user,
+        index=_index(job),
         exit_code=code if by_itself and not signal else None,
         signal=signal if by_itself and signal else None,
-        reason=_end_reason(word, record["State"], "" if launched else "JobLaunchFailure") if ended else "",
-        queued=_time(record["Submit"]),
-        started=_time(record["Start"]) if nodes else None,
-        ended=_time(record["End"]) if ended else None,
+        reason=_end_reason(word, said, "" if launched else "JobLaunchFailure") if ended else "",
+        queued=_time(submitted),
+        started=_time(begun) if nodes else None,
+        ended=_time(ended_at) if ended else None,
         nodes=nodes,
     )
 
@@ -203,7 +210,7 @@ def _first_word(state: str) -> str:
 
 
 def _batch_id(text: str) -> str:
-    if re.fullmatch(r"\d+(_\d+)?", text) is None:
+    if _BATCH_ID.fullmatch(text) is None:
         raise ValueError(text)
     return text
 
@@ -224,7 +231,9 @@ def _time(text: str) -> int | None:
     """Return microseconds UTC; the listings are made with TZ=UTC."""
     if text in ("N/A", "Unknown", "None", ""):
         return None
-    return int(datetime.strptime(text, "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC).timestamp()) * 1_000_000
+    if len(text) != _TIME_LENGTH:
+        raise ValueError(text)
+    return int(datetime.fromisoformat(f"{text}+00:00").timestamp()) * 1_000_000
 
 
 def parse_configuration(output: str) -> Mapping[str, str]:

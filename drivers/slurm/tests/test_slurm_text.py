@@ -167,6 +167,23 @@ def test_a_listing_tells_of_jobs_that_wait_and_run() -> None:
     assert "x|y" == seen[-1].name
 
 
+def test_what_a_listing_says_again_is_not_parsed_again() -> None:
+    before, after = (text.parse_listing(SQUEUE_ALIVE) for _ in range(2))
+    assert before is not None
+    assert after is not None
+    assert 5 == len(after)
+    assert [True] * 5 == [after[key] is seen for key, seen in before.items()]
+
+
+@pytest.mark.parametrize("time", [b"2026-11-22", b"11/22-10:31:00", b"2026-11-22T10:61:00", b"tomorrow"])
+def test_a_time_in_another_shape_costs_its_own_job(time: bytes) -> None:
+    first, second, *others = SQUEUE_ALIVE.splitlines(keepends=True)
+    job, user, state, submitted, rest = second.split(b"|", 4)
+    jobs = text.parse_listing(b"".join([first, b"|".join((job, user, state, time, rest)), *others]))
+    assert jobs is not None
+    assert 4 == len(jobs)
+
+
 def test_recorded_ends_of_squeue_are_understood() -> None:
     jobs = text.parse_listing(SQUEUE)
     assert jobs is not None
