@@ -178,7 +178,7 @@ def test_what_a_listing_says_again_is_not_parsed_again() -> None:
 @pytest.mark.parametrize("time", [b"2026-11-22", b"11/22-10:31:00", b"2026-11-22T10:61:00", b"tomorrow"])
 def test_a_time_in_another_shape_costs_its_own_job(time: bytes) -> None:
     first, second, *others = SQUEUE_ALIVE.splitlines(keepends=True)
-    job, user, state, submitted, rest = second.split(b"|", 4)
+    job, user, state, _, rest = second.split(b"|", 4)
     jobs = text.parse_listing(b"".join([first, b"|".join((job, user, state, time, rest)), *others]))
     assert jobs is not None
     assert 4 == len(jobs)
