@@ -227,7 +227,7 @@ class Actions:
             return run.abandon()
         if token.state is batch.TokenState.READY:
             return run.revoke()
-        return token.state is batch.TokenState.RUNNING and run.stop(token)
+        return token.state in (batch.TokenState.RUNNING, batch.TokenState.PAUSED) and run.stop(token)
 
     def _cancelled(self, job: Job) -> Job | None:
         return job.moved(S.JOB_CANCELLED, self.clock.now(), "cancelled")

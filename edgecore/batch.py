@@ -5,7 +5,8 @@ Each attempt has a directory ``run/<attempt>/`` that holds exactly one token: an
 nobody acts on a read. The batch script takes it from ``ready`` to ``running.<batch id>.<execution>``
 and then to ``ended.<exit code>``; the service takes it from ``ready`` to ``revoked``, or from
 ``running...`` to ``stopped``. So an attempt that the service gave up can never start, and
-the end of one that ran is known without the batch system.
+the end of one that ran is known without the batch system. A restartable application that was told to
+stop leaves ``paused.<batch id>.<execution>.<exit code>``: over, unless the same batch id starts again.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ class TokenState(StrEnum):
 
     READY = "ready"
     RUNNING = "running"
+    PAUSED = "paused"
     ENDED = "ended"
     REVOKED = "revoked"
     STOPPED = "stopped"
@@ -105,9 +107,9 @@ class Token:
     state: TokenState
     file: str
     batch_id: str | None = None
-    """The batch id under which the execution runs, when running."""
+    """The batch id under which the execution runs, when running; or ran, when paused."""
     exit_code: int | None = None
-    """The application's exit code, when ended."""
+    """The application's exit code, when ended or paused."""
     since: int = 0
     """When it got this name by the file server's clock, microseconds UTC."""
 
@@ -173,7 +175,7 @@ class RunDirectory:
         return self._move(TokenState.READY, TokenState.REVOKED)
 
     def stop(self, token: Token) -> bool:
-        """Move a running token to `stopped`; tell whether that execution is fenced now."""
+        """Move a running or paused token to `stopped`; tell whether that execution is fenced now."""
         return self._move(token.file, TokenState.STOPPED)
 
     def abandon(self) -> bool:
@@ -212,6 +214,9 @@ def _parse_token(name: str) -> Token | None:
         return Token(state=TokenState(name), file=name)
     if word == TokenState.RUNNING and rest:
         return Token(state=TokenState.RUNNING, file=name, batch_id=rest.rpartition(".")[0])
+    if word == TokenState.PAUSED and rest.count(".") > 1 and rest.rpartition(".")[2].isdecimal():
+        batch_id, _, code = rest.rsplit(".", 2)
+        return Token(state=TokenState.PAUSED, file=name, batch_id=batch_id, exit_code=int(code))
     if word == TokenState.ENDED and rest.isdecimal():
         return Token(state=TokenState.ENDED, file=name, exit_code=int(rest))
     return None
@@ -241,8 +246,12 @@ class ScriptValues:
     """Shell text of the site's operator, after the application, in a shell of its own."""
 
 
-# External commands: mv to take the token, date twice, mv to give it back; sleep only when a file
-# server makes us wait.
+# External commands: mv to take the token, sh to learn a process id, date twice, mv to give it back; sleep only
+# when a file server makes us wait.
+#
+# Two shells, because a shell cannot be told a signal and keep an exit code: one that waits in the foreground hears
+# of no signal, and bash loses the code of a child that ends while a signal interrupts the `wait` builtin. So
+# this script forwards signals, and a child of it runs the application in the foreground and tells its end.
 _SCRIPT: Final = Template(r"""#!/bin/sh
 # $title
 # Written by edgecore. The token in this directory decides whether this script may run.
@@ -254,17 +263,22 @@ execution=$$$$
 read -r execution 2>/dev/null </proc/sys/kernel/random/uuid
 read -r host 2>/dev/null </proc/sys/kernel/hostname
 mine="running.$$batch_id.$$execution"
-child=
-interrupted=
 told="$$run/told.$$execution"
-trap 'interrupted=1; true 2>/dev/null >"$$told"; [ -z "$$child" ] || kill -TERM "$$child" 2>/dev/null' TERM INT
+pid_file="$$run/pid.$$execution"
+interrupted=
 
-note() {
-    printf '%s %s %s\n' "$$batch_id" "$$execution" "$$1" >>note.txt
+# The application notes its process id and then looks whether we were told; we do so the other way round.
+forward() {
+    interrupted=1
+    true 2>/dev/null >"$$told"
+    pid=
+    read -r pid 2>/dev/null <"$$pid_file"
+    [ -z "$$pid" ] || kill -TERM "$$pid" 2>/dev/null
 }
+trap forward TERM INT
 
 leave() {
-    note "$$1"
+    printf '%s %s %s\n' "$$batch_id" "$$execution" "$$1" >>note.txt
     exit $abstained
 }
 
@@ -276,12 +290,12 @@ claim() {
         for token in ended.* revoked stopped; do
             [ -e "$$token" ] && leave "found $$token"
         done
-        for token in running.*; do
+        for token in running.* paused.*; do
             [ -e "$$token" ] || continue
-            case $${token%.*} in
-            "$${mine%.*}") [ "$$restartable" = yes ] || leave "found $$token, may not start again" ;;
-            *) leave "found $$token of another batch id" ;;
-            esac
+            owner=$${token#*.}
+            case $$token in paused.*) owner=$${owner%.*} ;; esac
+            [ "$${owner%.*}" = "$$batch_id" ] || leave "found $$token of another batch id"
+            [ "$$restartable" = yes ] || leave "found $$token, may not start again"
             mv "$$token" "$$mine" 2>/dev/null && return 0
             [ -e "$$mine" ] && return 0
         done
@@ -293,57 +307,68 @@ claim() {
 give_back() {
     for try in 1 2 3 4 5 6 7 8 9 10; do
         cd "$$run" 2>/dev/null  # a file system that was mounted anew is another one behind the same name
-        mv "$$mine" "ended.$$code" 2>/dev/null && return 0
-        [ -e "ended.$$code" ] && return 0
+        mv "$$mine" "$$1" 2>/dev/null && return 0
+        [ -e "$$1" ] && return 0
         [ -e "$$mine" ] || leave "ended with $$code after it was stopped"
         sleep "$$try"
     done
     leave "ended with $$code and could not say so"
 }
 
-cd "$$run" || exit $abstained
-[ -z "$$interrupted" ] || leave "told to stop before the start"
-claim
-started=$$(date -u +%s)
-code=126
-if cd "$$data"; then
-    # The site's text runs in shells of its own: what it sets, or an exit, cannot cost us the end.
+# The site's text runs in shells of its own: what it sets, or an exit, cannot cost us the end.
+run_application() {
     (
-        # A signal to a child that still has our traps is lost; what we were told before is on file.
+        sh -c 'echo "$$PPID"' 2>/dev/null >"$$pid_file"
         [ ! -e "$$told" ] || exit 143
 $environment
 $prologue
         exec $command
-    ) >>stdout.$attempt.txt 2>>stderr.$attempt.txt </dev/null &
-    child=$$!
-    # A stop that came before the child was known has not been forwarded.
-    [ -z "$$interrupted" ] || kill -TERM "$$child" 2>/dev/null
-    interrupted=
-    wait "$$child"
+    ) >>stdout.$attempt.txt 2>>stderr.$attempt.txt </dev/null
     code=$$?
-    # A signal ends the wait, not the child; 127 says that its end had been seen already.
-    while [ -n "$$interrupted" ]; do
-        interrupted=
-        wait "$$child"
-        again=$$?
-        [ "$$again" -eq 127 ] || code=$$again
-    done
-    child=
+    true 2>/dev/null >"$$pid_file"  # from now on the number may be anybody's
     (
         :
 $epilogue
     )
-fi
-cd "$$run" || exit $abstained
-[ -e "$$mine" ] || leave "ended with $$code after it was stopped"
-# A batch system that takes an execution off its nodes to start it again says TERM first. That is no end.
-if [ "$$restartable" = yes ] && [ "$$code" -ne 0 ] && [ -e "$$told" ]; then
-    note "was told to stop, ended with $$code, and may start again"
+}
+
+live() {
+    started=$$(date -u +%s)
+    code=126
+    if cd "$$data"; then
+        run_application
+    fi
+    trap '' TERM INT  # nor shall date or mv be ended by what is meant for the application
+    cd "$$run" || exit $abstained
+    [ -e "$$mine" ] || leave "ended with $$code after it was stopped"
+    # A batch system that takes an execution off its nodes to start it again says TERM first. That is no end.
+    if [ "$$restartable" = yes ] && [ "$$code" -ne 0 ] && [ -e "$$told" ]; then
+        give_back "paused.$$batch_id.$$execution.$$code"
+        exit "$$code"
+    fi
+    printf '{"exit_code": %d, "batch_id": "%s", "host": "%s", "started": %d, "ended": %d}\n' \
+        "$$code" "$$batch_id" "$$host" "$$started" "$$(date -u +%s)" >end.json
+    give_back "ended.$$code"
     exit "$$code"
-fi
-printf '{"exit_code": %d, "batch_id": "%s", "host": "%s", "started": %d, "ended": %d}\n' \
-    "$$code" "$$batch_id" "$$host" "$$started" "$$(date -u +%s)" >end.json
-give_back
+}
+
+cd "$$run" || exit $abstained
+[ -z "$$interrupted" ] || leave "told to stop before the start"
+claim
+(
+    trap : TERM INT  # heard only when the application has ended; not ignored, since that would be inherited
+    live
+) &
+child=$$!
+wait "$$child"
+code=$$?
+while [ -n "$$interrupted" ] && kill -0 "$$child" 2>/dev/null; do
+    wait "$$child"
+    code=$$?
+done
+for token in ended.* paused.*; do
+    [ -e "$$token" ] && exit "$${token##*.}"
+done
 exit "$$code"
 """)
 

@@ -36,7 +36,7 @@ class Conclusion(StrEnum):
     NEVER_STARTED = "never started"
     """The token is revoked already."""
     FENCE = "fence"
-    """Rename the running token to `stopped`; where that works, the execution is over."""
+    """Rename the running or paused token to `stopped`; where that works, the execution is over."""
     INTERRUPTED = "interrupted"
     """The token is stopped already: the execution ended without a word of its own."""
 
@@ -128,10 +128,18 @@ def _running(
         return Decision(Conclusion.ALIVE)
     if seen is not None and silent_for < patience.grace:
         return Decision(Conclusion.QUIET)
+    paused = token.state is TokenState.PAUSED
     if seen is not None:
-        return Decision(Conclusion.FENCE, seen.reason or "ended without an end record", seen.exit_code)
+        reason = seen.reason or ("it was told to stop" if paused else "ended without an end record")
+        return Decision(Conclusion.FENCE, reason, token.exit_code if paused else seen.exit_code)
     if silent_for < patience.lost_after:
         return Decision(Conclusion.QUIET)
+    if paused:
+        return Decision(
+            Conclusion.FENCE,
+            "it was told to stop, and the batch system does not start it again",
+            token.exit_code,
+        )
     if running_for >= patience.walltime:
         return Decision(Conclusion.FENCE, "its walltime has passed and the batch system does not know it")
     return Decision(Conclusion.LOST, "it started, wrote no end, and the batch system does not know it")

@@ -388,7 +388,7 @@ def test_an_attempt_with_a_token_is_not_abandoned(run: RunDirectory) -> None:
 
 
 JUNK = ["batch.sh", "note.txt", "end.json", ".nfs0001", "running", "running.", "ended", "ended.", "ended.x",
-        "ended.-1", "ended.1.2", "ready.", "ready~", "revoked.1", "READY", "stopped2", "\udcff"]  # fmt: skip
+        "ended.-1", "ended.1.2", "paused.1", "paused.7.1", "paused.7.x.y", "ready.", "ready~", "revoked.1", "READY", "stopped2", "\udcff"]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -402,6 +402,10 @@ JUNK = ["batch.sh", "note.txt", "end.json", ".nfs0001", "running", "running.", "
         (
             "running.7.server.x",
             Token(state=TokenState.RUNNING, file="running.7.server.x", batch_id="7.server"),
+        ),
+        (
+            "paused.7.server.x.143",
+            Token(state=TokenState.PAUSED, file="paused.7.server.x.143", batch_id="7.server", exit_code=143),
         ),
         ("running..x", Token(state=TokenState.RUNNING, file="running..x", batch_id="")),
         (None, None),

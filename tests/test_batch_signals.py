@@ -7,9 +7,11 @@ import random
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 from batch_bench import DEADLINE_S, SHELLS, Bench, application, eventually, make_bench, ran, started
 
 from edgecore.batch import ABSTAINED, EndRecord, TokenState, render_script
@@ -35,13 +37,17 @@ TRUTHS = [
 """Exit code, token and the application's own notes, wherever the stop comes."""
 
 
+def _has_begun(bench: Bench) -> bool:
+    return ran(bench) and bench.output() != ""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_is_forwarded_and_the_exit_code_is_the_applications(bench: Bench, number: int) -> None:
     text = "trap 'sleep 0.1; exit 7' TERM; echo; while :; do sleep 0.01; done"
     bench = bench.with_values(command=application(text))
     with started(bench) as process:
-        eventually(lambda: ran(bench) and bench.output() != "")
+        eventually(partial(_has_begun, bench))
         os.kill(process.pid, number)
         assert process.wait(DEADLINE_S) == 7
     assert bench.tokens() == ["ended.7"]
@@ -55,9 +61,9 @@ def test_a_restartable_attempt_that_is_told_to_stop_goes_on_when_it_is_started_a
         eventually(lambda: (bench.values.data / "again").exists())
         process.terminate()
         assert 143 == process.wait(DEADLINE_S)
-    (token,) = bench.tokens()
-    assert token.startswith("running.")
-    assert "may start again" in bench.note()
+    paused = bench.run.token()
+    assert paused is not None
+    assert (TokenState.PAUSED, "7", 143) == (paused.state, paused.batch_id, paused.exit_code)
     assert EndRecord() == bench.run.end_record()
     assert 0 == bench.finish()
     assert ["ended.0"] == bench.tokens()
@@ -68,7 +74,7 @@ def test_a_restartable_attempt_that_ends_well_although_it_is_told_to_stop_has_en
     text = "trap 'exit 0' TERM; echo; while :; do sleep 0.01; done"
     bench = bench.with_values(restartable=True, command=application(text))
     with started(bench) as process:
-        eventually(lambda: ran(bench) and bench.output() != "")
+        eventually(partial(_has_begun, bench))
         process.terminate()
         assert 0 == process.wait(DEADLINE_S)
     assert ["ended.0"] == bench.tokens()
@@ -78,7 +84,7 @@ def test_a_restartable_attempt_that_ends_well_although_it_is_told_to_stop_has_en
 def test_an_application_that_dies_by_the_stop_ends_with_143(bench: Bench) -> None:
     bench = bench.with_values(command=application("echo; exec sleep 60"))
     with started(bench) as process:
-        eventually(lambda: ran(bench) and bench.output() != "")
+        eventually(partial(_has_begun, bench))
         process.terminate()
         assert process.wait(DEADLINE_S) == 143
     assert bench.tokens() == ["ended.143"]
@@ -98,12 +104,43 @@ def test_an_application_that_ignores_the_stop_is_waited_for(bench: Bench) -> Non
     text = "trap '' TERM; echo; while [ ! -e go ]; do sleep 0.01; done; exit 3"
     bench = bench.with_values(command=application(text))
     with started(bench) as process:
-        eventually(lambda: ran(bench) and bench.output() != "")
+        eventually(partial(_has_begun, bench))
         for _ in range(3):
             process.terminate()
         (bench.values.data / "go").touch()
         assert process.wait(DEADLINE_S) == 3
     assert bench.tokens() == ["ended.3"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [0, 3])
+def test_an_application_that_ends_in_a_hail_of_stops_ends_with_its_own_code(
+    bench: Bench, code: int, tmp_path: Path
+) -> None:
+    text = f"trap '' TERM; echo; while [ ! -e go ]; do sleep 0.001; done; exit {code}"
+    bench = bench.with_values(command=application(text))
+    for number in range(20):
+        again = evolve(bench.values, run=tmp_path / f"run {number}", data=tmp_path / f"data {number}")
+        again.data.mkdir()
+        one = evolve(bench, values=again)
+        with started(one) as process:
+            eventually(partial(_has_begun, one))
+            process.terminate()
+            (again.data / "go").touch()
+            while process.poll() is None:
+                process.terminate()
+            assert (code, [f"ended.{code}"]) == (process.wait(DEADLINE_S), one.tokens())
+
+
+@pytest.mark.slow
+def test_a_stop_for_the_whole_process_group_costs_neither_code_nor_token(bench: Bench) -> None:
+    bench = bench.with_values(command=application("trap 'exit 7' TERM; echo; while :; do sleep 0.01; done"))
+    with started(bench) as process:
+        eventually(partial(_has_begun, bench))
+        os.killpg(process.pid, signal.SIGTERM)
+        assert 7 == process.wait(DEADLINE_S)
+    assert ["ended.7"] == bench.tokens()
+    assert bench.run.end_record().ended is not None
 
 
 @pytest.mark.slow
@@ -127,7 +164,7 @@ def test_a_stop_at_any_moment_leaves_one_token_and_never_a_lie(tmp_path: Path, s
 def test_a_killed_script_leaves_its_running_token(bench: Bench) -> None:
     bench = bench.with_values(command=application("echo; exec sleep 60"))
     with started(bench) as process:
-        eventually(lambda: ran(bench) and bench.output() != "")
+        eventually(partial(_has_begun, bench))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(DEADLINE_S)
     token = bench.run.token()

@@ -21,6 +21,9 @@ TOKENS = {
     "none": None,
     "ready": Token(state=TokenState.READY, file="ready", since=STARTED),
     "running": Token(state=TokenState.RUNNING, file="running.7.x", batch_id="7", since=STARTED),
+    "paused": Token(
+        state=TokenState.PAUSED, file="paused.7.x.143", batch_id="7", exit_code=143, since=STARTED
+    ),
     "ended": Token(state=TokenState.ENDED, file="ended.3", exit_code=3, since=STARTED),
     "revoked": Token(state=TokenState.REVOKED, file="revoked", since=STARTED),
     "stopped": Token(state=TokenState.STOPPED, file="stopped", since=STARTED),
@@ -83,6 +86,17 @@ running  ended, clocks differ  | quiet          quiet          fence          fe
 running  a former ended        | quiet          quiet          quiet          lost           fence          quiet
 running  another runs          | quiet          quiet          quiet          lost           fence          quiet
 running  another ended         | quiet          quiet          quiet          lost           fence          quiet
+paused   none                  | quiet          quiet          quiet          fence          fence          quiet
+paused   queued                | alive          alive          alive          alive          alive          alive
+paused   held                  | alive          alive          alive          alive          alive          alive
+paused   running               | alive          alive          alive          alive          alive          alive
+paused   unknown               | alive          alive          alive          alive          alive          alive
+paused   ended                 | quiet          quiet          fence          fence          fence          quiet
+paused   ended, no time        | quiet          quiet          fence          fence          fence          quiet
+paused   ended, clocks differ  | quiet          quiet          fence          fence          fence          quiet
+paused   a former ended        | quiet          quiet          quiet          fence          fence          quiet
+paused   another runs          | quiet          quiet          quiet          fence          fence          quiet
+paused   another ended         | quiet          quiet          quiet          fence          fence          quiet
 ended    *                     | ended          ended          ended          ended          ended          ended
 revoked  *                     | never started  never started  never started  never started  never started  never started
 stopped  *                     | interrupted    interrupted    interrupted    interrupted    interrupted    interrupted
@@ -155,6 +169,11 @@ def test_a_fenced_execution_has_the_exit_code_and_the_reason_of_the_batch_system
     assert Decision(Conclusion.FENCE, "out of memory", 137) == decided("running", "ended", "grace")
 
 
+def test_a_paused_execution_that_goes_on_no_more_has_its_own_exit_code() -> None:
+    assert Decision(Conclusion.FENCE, "out of memory", 143) == decided("paused", "ended", "grace")
+    assert 143 == decided("paused", "none", "long").exit_code
+
+
 def test_the_reason_why_it_never_started_is_that_of_the_batch_system() -> None:
     assert decided("ready", "ended", "new").reason == "out of memory"
     assert decided("revoked", "ended", "new").reason == "out of memory"
@@ -205,7 +224,7 @@ def test_a_rename_is_asked_for_only_where_it_is_allowed_and_an_end_never_changes
         assert state is TokenState.READY
         assert cancelled or seen is None or seen.state is NativeState.ENDED
     if found.conclusion is Conclusion.FENCE:
-        assert state is TokenState.RUNNING
+        assert state in (TokenState.RUNNING, TokenState.PAUSED)
         assert missed is not None
         assert now - missed >= PATIENCE.grace
         assert seen is None or seen.state is NativeState.ENDED or seen.batch_id != "7"

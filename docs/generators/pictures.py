@@ -140,6 +140,7 @@ def _token() -> str:
         "ready": ((90, 60), "may start once", ""),
         "running.ID.EXECUTION": ((370, 60), "this execution owns the attempt", ""),
         "ended.CODE": ((660, 60), "it ended by itself", "good"),
+        "paused.ID.EXECUTION.CODE": ((648, 132), "told to stop; may go on", ""),
         "revoked": ((90, 200), "can never start", "bad"),
         "stopped": ((370, 200), "fenced: it is over", "bad"),
     }
@@ -152,6 +153,8 @@ def _token() -> str:
     for x in (90, 370):
         drawing.arrow([(x, 84), (x, 176)])
         drawing.text((x + 10, 134), "service", "note left")
+    drawing.arrow([(475, 70), (520, 70), (520, 132), (543, 132)])
+    drawing.text((490, 104), "batch script")
     drawing.text((580, 196), "every arrow is one rename of one file,")
     drawing.text((580, 213), "which succeeds for one of those who try")
     return drawing.svg()

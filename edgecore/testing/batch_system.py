@@ -67,6 +67,10 @@ class BatchSystem:
         """Queue a running job, whose processes are killed, or an ended one again under the same id."""
         raise NotImplementedError
 
+    def preempt(self, batch_id: str) -> None:
+        """Tell a running job to stop (TERM to all of it), give it a moment to end, and requeue it."""
+        raise NotImplementedError
+
     def hold(self, batch_id: str) -> None:
         """Hold a waiting job, as an administrator does."""
         raise NotImplementedError

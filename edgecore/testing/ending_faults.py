@@ -48,6 +48,33 @@ class EndingFaults(SchedulingTests):
         bench.close_books({"job": 2})
 
     @pytest.mark.fault(12)
+    def test_a_restartable_job_that_is_told_to_stop_and_requeued_goes_on_as_the_same_attempt(
+        self, make_bench: MakeBench
+    ) -> None:
+        bench = make_bench()
+        with bench.service():
+            bench.start("restartable")
+            bench.system.preempt(bench.batch_id())
+            bench.site.let_end("job")
+            bench.end("job", S.JOB_FINISHED)
+        assert 1 == len(bench.system.jobs())
+        bench.close_books({"job": 2})
+
+    @pytest.mark.fault(12)
+    def test_a_restartable_job_that_is_told_to_stop_and_never_goes_on_has_failed(
+        self, make_bench: MakeBench
+    ) -> None:
+        bench = make_bench()
+        with bench.service():
+            bench.start("restartable")
+            bench.system.pause()
+            bench.system.preempt(bench.batch_id())
+            bench.system.forget(bench.batch_id())
+            bench.wait("job", S.JOB_FAILED)
+        assert "stopped" == bench.token()
+        bench.close_books({"job": 1})
+
+    @pytest.mark.fault(12)
     def test_a_job_that_must_not_be_restarted_abstains_and_fails_without_a_retry(
         self, make_bench: MakeBench
     ) -> None:

@@ -38,7 +38,7 @@ def script_moves(state: State, entry: Entry, script: Script, bounds: Bounds, rul
             yield Move("found no token that it could take, ten times", Kind.FAULT, state, GONE)
     elif script.doing == "start":
         yield Move("STARTS THE APPLICATION", Kind.FAIR, state, Script("application"))
-    elif script.doing == "give back":
+    elif script.doing in ("give back", "pause"):
         yield from _give_back(state, entry, script, bounds)
 
 
@@ -50,9 +50,9 @@ def _after_look(seen: str, entry: Entry, bounds: Bounds, rules: Rules) -> Script
     word, _, rest = seen.partition(".")
     if word == "ended" and not rules.heeds_ends:
         return Script("take over", seen)
-    if word != "running":
+    if word not in ("running", "paused"):
         return GONE
-    if rules.heeds_batch_id and rest.rpartition(".")[0] != str(entry.batch_id):
+    if rules.heeds_batch_id and rest.partition(".")[0] != str(entry.batch_id):
         return GONE
     if not rules.restarts_by_rename:
         return Script("start")
@@ -61,6 +61,8 @@ def _after_look(seen: str, entry: Entry, bounds: Bounds, rules: Rules) -> Script
 
 def _give_back(state: State, entry: Entry, script: Script, bounds: Bounds) -> Iterator[Move]:
     mine, ended = entry.mine, f"ended.{script.exit_code}"
+    if script.doing == "pause":
+        ended = f"{mine.replace('running', 'paused')}.{script.exit_code}"
     for seen, kind in glimpses(state, bounds, entry.attempt):
         if seen not in (mine, ended):
             yield Move(f"sees {seen or 'nothing'}, leaves a note", kind, state, GONE)

@@ -60,7 +60,7 @@ def judge(
             ended=answer.execution * _HOUR + _HOUR // 2 if answer.ended else None,
         )
     if token is not None and token.batch_id is not None:
-        token = evolve(token, since=int(token.file.rpartition(".")[2]) * _HOUR)
+        token = evolve(token, since=int(token.file.split(".")[2]) * _HOUR)
         if seen is not None and not rules.tells_batch_ids_apart:
             seen = evolve(seen, batch_id=str(token.batch_id))
         if seen is not None and not rules.tells_executions_apart:

@@ -144,6 +144,9 @@ class World:
             for code in (0, 1):
                 ended = entry._replace(script=Script("give back", exit_code=code), exit_code=code)
                 yield Step(f"{who}: APPLICATION ENDS with {code}", _FAIR, _put(state, place, ended))
+            if self.bounds.restartable:
+                paused = entry._replace(script=Script("pause", exit_code=1), exit_code=1)
+                yield Step(f"{who}: APPLICATION ENDS, told to stop", _FAULT, _put(state, place, paused))
             return
         for label, kind, after, then in script_moves(state, entry, script, self.bounds, self.rules):
             violation = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -225,13 +226,26 @@ class FakeBatchSystem(BatchSystem):
     def requeue(self, batch_id: str) -> None:
         """Queue a running job, whose processes are killed, or an ended one again under the same id."""
         with self._acting() as world:
-            job = self._job(batch_id)
-            if job.condition in (Condition.WAITING, Condition.HELD):
-                raise LookupError(f"job {batch_id} is in the queue already: it is {job.condition}")
-            world.kill(job)
-            nothing = dict.fromkeys(("started", "ended", "exit_code", "signal"))
-            again = {"condition": Condition.WAITING, "why": Why.RESOURCES, "stopping": "", "ended_by": ""}
-            self._state.update(job.row, **nothing, **again)
+            self._requeue(world, batch_id)
+
+    def _requeue(self, world: World, batch_id: str) -> None:
+        job = self._job(batch_id)
+        if job.condition in (Condition.WAITING, Condition.HELD):
+            raise LookupError(f"job {batch_id} is in the queue already: it is {job.condition}")
+        world.kill(job)
+        nothing = dict.fromkeys(("started", "ended", "exit_code", "signal"))
+        again = {"condition": Condition.WAITING, "why": Why.RESOURCES, "stopping": "", "ended_by": ""}
+        self._state.update(job.row, **nothing, **again)
+
+    def preempt(self, batch_id: str) -> None:
+        """Tell a running job to stop, kill what is left after `kill_grace_s`, and queue it under the same id."""
+        with self._acting() as world:
+            process = world.process(self._job(batch_id))
+            kill(*process, signal.SIGTERM)
+            deadline = time.monotonic() + float(self._state.setting("kill_grace_s"))
+            while lives(*process) and time.monotonic() < deadline:
+                time.sleep(0.005)
+            self._requeue(world, batch_id)
 
     def hold(self, batch_id: str) -> None:
         """Hold a waiting job, as an administrator does."""
