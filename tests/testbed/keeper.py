@@ -66,6 +66,7 @@ def _serve() -> int:
     """Start what is asked for until nobody asks any more; then end it all."""
     ctypes.CDLL(None).prctl(_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.signal(signal.SIGCHLD, lambda number, frame: _reap())
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited: it ends no server that has not come so far
     for line in sys.stdin:
         try:
             answer: int | str = _start(**json.loads(line))
