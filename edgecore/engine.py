@@ -56,6 +56,7 @@ class _Task:
 
 
 _SOON_S: Final = 0.2
+_BEAT_S: Final = 20.0
 _ALL: Final = 1_000_000_000
 """More jobs than there can be: one look serves all that wait for one."""
 _HOST_TRIES: Final = 4
@@ -77,6 +78,8 @@ class Engine:
     alarm_after_s: float = 1_800.0
     on_commit: Callable[[], None] = lambda: None
     """Called whenever status messages became durable."""
+    beat: Callable[[], None] = lambda: None
+    """Called by the loop every so often, so that people see that it moves."""
 
     jobs: dict[int, Job] = field(init=False, factory=dict)
     """Every job in which something is left to do, as last committed."""
@@ -176,11 +179,16 @@ class Engine:
         limited = {step.lane: partial(self._room, step) for step in self.graph.steps.values() if step.room}
         for name, threads in self.lanes.items():
             self._running[name] = Lane(name, threads, self._work, limited.get(name))
+        self._beat()
         try:
             while not self.stopping:
                 self._loop.turn()
         finally:
             self._drain(drain_s)
+
+    def _beat(self) -> None:
+        self.beat()
+        self._loop.after(_BEAT_S, self._beat)
 
     def _mistaken(self, error: Exception) -> None:
         """Alarm people of what must not end the service for all other jobs."""
@@ -191,6 +199,7 @@ class Engine:
         for lane in self._running.values():
             lane.stop()
         while self._unfinished() and self.clock.monotonic() < deadline:
+            self.beat()
             self._loop.take(0.05)
         if self._unfinished():
             log.warning("stopped with unfinished actions; they will be done again")

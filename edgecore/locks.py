@@ -14,7 +14,7 @@ from typing import Final
 
 from edgecore.clock import Clock, iso
 
-__all__ = ["Taken", "hold", "is_held", "note_in", "this_process"]
+__all__ = ["Taken", "beat", "hold", "is_held", "last_beat", "note_in", "this_process"]
 
 _LOOKS: Final = 5
 _LOOK_S: Final = 0.02
@@ -77,6 +77,20 @@ def is_held(file: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def beat(descriptor: int) -> None:
+    """Show by the time of a file that is held that its holder moves; where that cannot be written, it is left."""
+    with contextlib.suppress(OSError):
+        os.utime(descriptor)
+
+
+def last_beat(file: Path) -> float | None:
+    """Return when the holder of *file* last moved, seconds since the epoch; None where there is no file to be seen."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return None
 
 
 def note_in(file: Path) -> str:

@@ -39,6 +39,7 @@ from edgecore.models import (
     Verdict,
 )
 from edgecore.reader import Reader
+from edgecore.store_file import last_beat
 
 __all__ = ["Metrics", "open_metrics"]
 
@@ -163,6 +164,7 @@ class Metrics:
             for state in JobState:
                 self._numbers.jobs.labels(state).set(counts.get(state, 0))
             self._numbers.outbox.set(reader.backlog(_MOST_COUNTED))
+            self._numbers.last.labels("engine").set(last_beat(self.store_path) or 0)
             write_to_textfile(str(self.file), self._numbers.registry)
         except Exception as error:
             if self._written:

@@ -117,16 +117,17 @@ class Balsam:
             )
             stack.callback(store.close)
             self._end_left_over()
-            told = (metrics, open_alarm_command(config, self.clock))
+            book = AlarmBook(store)
+            told = (metrics, open_alarm_command(config, self.clock, book.not_told))
             tellers = [teller for teller in told if teller is not None]
             plugins = (
                 *open_plugins(config.plugins.enabled, config.plugins.settings, source=str(config.source)),
                 *self.plugins,
-                AlarmBook(store),
+                book,
                 *tellers,  # innermost: what a layer waits is not what a driver takes
             )
             listeners = Listeners(plugins)
-            scheduling = self._open_scheduling(plugins)
+            scheduling = self._open_scheduling(plugins, store)
             if scheduling is None:
                 return
             stack.callback(scheduling.close)
@@ -185,6 +186,7 @@ class Balsam:
             clock=self.clock,
             backoff=Backoff(first_s=retry.first_s, longest_s=retry.longest_s, tries=retry.tries),
             alarm_after_s=self.config.timing.alarm_after_s,
+            beat=parts.store.beat,
         )
         return actions.engine
 
@@ -220,7 +222,7 @@ class Balsam:
         cleaning = Cleaning(config=config, store=store, clock=self.clock, change=engine.change)
         return outbox, cleaning, RequestWatch(config.store, store, control), intake
 
-    def _open_scheduling(self, plugins: Sequence[object]) -> SchedulingRelay | None:
+    def _open_scheduling(self, plugins: Sequence[object], store: Store) -> SchedulingRelay | None:
         """Open the batch system, waiting for one that is away; None when told to stop meanwhile."""
         backoff, failures = Backoff(first_s=1.0, longest_s=60.0), 0
         while True:
@@ -228,6 +230,7 @@ class Balsam:
                 return open_batch_system(self.config, plugins)
             except SchedulerUnavailable as error:
                 failures += 1
+                store.beat()
                 log.warning("the batch system is away; nothing is taken before it answers: %s", error)
                 if self._stop_asked.wait(backoff.after(failures)):
                     return None

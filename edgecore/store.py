@@ -20,7 +20,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from attrs import field, frozen
 
-from edgecore import rows, serial, store_file
+from edgecore import locks, rows, serial, store_file
 from edgecore.clock import Clock, iso
 from edgecore.errors import StoreError
 from edgecore.models import Intent, Job, StatusMessage, printable
@@ -136,6 +136,10 @@ class Store:
         self._writer.join()
         self._connection.close()
         os.close(self._lock)
+
+    def beat(self) -> None:
+        """Show to those who look that the service moves."""
+        locks.beat(self._lock)
 
     def now(self) -> int:
         """Return the time by the clock of this store, microseconds UTC."""

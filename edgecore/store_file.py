@@ -11,6 +11,7 @@ import logging
 import os
 import sqlite3
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,9 +30,11 @@ __all__ = [
     "holder",
     "is_damage",
     "is_running",
+    "last_beat",
     "lock",
     "open_for_writing",
     "quick_check",
+    "stands_still",
     "transaction",
     "usable",
     "wake_directory",
@@ -43,6 +46,8 @@ OLDEST_SQLITE: Final = (3, 34, 0)
 _BUSY_S: Final = 30.0
 _CHECK_S: Final = 10.0
 _AGAIN_S: Final = 0.01
+_STILL_S: Final = 300.0
+"""Longer than a start waits for one answer of a batch system; the engine moves far more often."""
 
 
 def wake_directory(store: Path) -> Path:
@@ -89,6 +94,18 @@ def is_running(store: Path) -> bool:
 def holder(store: Path) -> str:
     """Return what the last service that locked a store wrote about itself; empty where nothing can be read."""
     return locks.note_in(_lock_file(store))
+
+
+def last_beat(store: Path) -> float | None:
+    """Return when the service of a store last moved, seconds since the epoch; None where that cannot be seen."""
+    return locks.last_beat(_lock_file(store))
+
+
+def stands_still(store: Path) -> str:
+    """Say for how long the service that owns a store has not moved; empty while that is no reason to worry."""
+    moved = last_beat(store)
+    still_s = 0.0 if moved is None or not is_running(store) else time.time() - moved
+    return f"has not moved for {still_s / 60:,.0f} minutes" if still_s > _STILL_S else ""
 
 
 def _lock_file(store: Path) -> Path:

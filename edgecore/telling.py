@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from attrs import define, field, frozen
@@ -30,6 +30,8 @@ __all__ = ["AlarmBook", "AlarmCommand", "open_alarm_command"]
 log = logging.getLogger(__name__)
 
 _MOST_WAITING: Final = 500
+_TELLING: Final = "alarm program"
+"""The subject under which those who look learn that nobody is told."""
 _LAST_S: Final = 5.0
 """How long the program may take when the service stops."""
 
@@ -53,6 +55,13 @@ class AlarmBook:
         """Strike an alarm out."""
         self._store.forget_alarms(subject)
 
+    def not_told(self, words: str) -> None:
+        """Write down why people are not told of alarms; strike it out where *words* are empty."""
+        if words:
+            self._store.note_alarm(_TELLING, words)
+        else:
+            self._store.forget_alarms(_TELLING)
+
 
 @frozen
 class _Event:
@@ -64,7 +73,9 @@ class _Event:
     time: str
 
 
-def open_alarm_command(config: SiteConfig, clock: Clock) -> AlarmCommand | None:
+def open_alarm_command(
+    config: SiteConfig, clock: Clock, not_told: Callable[[str], None] = lambda words: None
+) -> AlarmCommand | None:
     """Return what tells a site's program of alarms, or None where it has none. Raises ConfigurationError."""
     table, environment = config.alarms, config.context.environment
     if not table.command:
@@ -80,6 +91,7 @@ def open_alarm_command(config: SiteConfig, clock: Clock) -> AlarmCommand | None:
         timeout_s=table.timeout_s,
         environment=environment,
         clock=clock,
+        not_told=not_told,
     )
 
 
@@ -98,6 +110,8 @@ class AlarmCommand:
     environment: Mapping[str, str]
     clock: Clock = field(factory=Clock)
     backoff: Backoff = field(factory=lambda: Backoff(first_s=10.0, longest_s=600.0))
+    not_told: Callable[[str], None] = field(default=lambda words: None)
+    """Hears why the program failed, and no words once it has succeeded again."""
     _waiting: deque[_Event] = field(init=False, factory=lambda: deque(maxlen=_MOST_WAITING))
     _lock: threading.Lock = field(init=False, factory=threading.Lock)
     _news: threading.Event = field(init=False, factory=threading.Event)
@@ -140,11 +154,15 @@ class AlarmCommand:
             with self._lock:
                 events = list(self._waiting)
                 self._waiting.clear()
-            if events and self._told(events):
-                failures = 0
-            elif events:
+            if events and (trouble := self._trouble(events)):
+                log.warning("alarms were not told, which is tried again while the service runs: %s", trouble)
+                if not failures:
+                    self.not_told(trouble)
                 failures += 1
                 self._give_back(events)
+            elif events and failures:
+                failures = 0
+                self.not_told("")
             if last_round:
                 return
             self._stop.wait(max(self.interval_s, self.backoff.after(failures) if failures else 0.0))
@@ -157,8 +175,8 @@ class AlarmCommand:
             self._waiting.extend([*events, *newer])
         self._news.set()
 
-    def _told(self, events: Sequence[_Event]) -> bool:
-        """Run the program; tell whether it succeeded."""
+    def _trouble(self, events: Sequence[_Event]) -> str:
+        """Run the program; return why it failed, or nothing."""
         try:
             result = commands.run(
                 self.command,
@@ -168,14 +186,10 @@ class AlarmCommand:
                 unwanted=lambda: time.monotonic() > self._stopped_at + _LAST_S,
             )
         except ActionStopped:
-            log.warning("alarms were not told: %s takes too long, and the service stops", self.command[0])
-            return False
+            return f"{self.command[0]} takes too long, and the service stops"
         except (EdgeError, OSError) as error:
-            log.warning("alarms were not told, which is tried again: %s", error)
-            return False
-        if result.exit_code != 0:
-            log.warning("alarms were not told, which is tried again: %s", result.complaint())
-        return result.exit_code == 0
+            return str(error)
+        return result.complaint() if result.exit_code != 0 else ""
 
     def _document(self, events: Sequence[_Event]) -> dict[str, object]:
         """Return one subject and one message, as for a mail, and the events one by one."""

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,29 @@ def test_a_service_that_runs_is_named_and_keeps_its_store(place: Place) -> None:
 
         assert f"is running (pid {os.getpid()} on {os.uname().nodename}" in found["service"].message
         assert {OK} == {finding.level for finding in found.values()}
+
+
+@pytest.mark.slow
+def test_a_service_that_hangs_is_a_failure_and_told_to_who_looks_at_jobs_or_asks_for_something(
+    place: Place,
+) -> None:
+    job = place.keep()
+    with contextlib.closing(place.store()) as store:
+        lock = place.config.store.with_name("site.sqlite.lock")
+        long_ago = time.time() - 3600
+        os.utime(lock, (long_ago, long_ago))
+
+        found = stored(place.config)["service"]
+        assert (FAILURE, True) == (found.level, "but has not moved for 60 minutes" in found.message)
+        assert "kill -9 loses nothing" in found.remedy
+        for command in (("jobs",), ("cancel", str(job.id))):
+            assert "the service of site demo has not moved for 60 minutes" in place.run(*command).stderr
+
+        store.beat()
+        assert OK is stored(place.config)["service"].level
+        assert "" == place.run("jobs").stderr
+    os.utime(lock, (long_ago, long_ago))
+    assert "is not running on this host" == stored(place.config)["service"].message
 
 
 def test_a_service_of_another_host_on_a_shared_store_cannot_be_seen(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from edgecore.models import Intent, Job, NativeState
 from edgecore.models import JobState as S
 from edgecore.reader import Reader
 from edgecore.store import Change
+from edgecore.store_file import last_beat
 
 SLOW_RETRY = {"first_s": 600.0, "longest_s": 600.0}
 
@@ -38,6 +40,30 @@ def failing_transfers(edge: Edge, *errors: Exception) -> ScriptedTransfer:
 
 def send_with_input(edge: Edge, name: str = "job", **more: Any) -> None:
     edge.send(name, input_url=f"file://{edge.site.base}/data/x", **more)
+
+
+# ------------------------------------------------------------------------------------ moving
+
+
+@pytest.mark.slow
+def test_a_service_shows_that_it_moves_while_it_waits_works_and_drains(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgecore.engine._BEAT_S", 0.01)
+    edge.config = evolve(edge.config, timing=evolve(edge.config.timing, drain_s=60.0))
+    edge.start()
+
+    def moves() -> None:
+        os.utime(f"{edge.config.store}.lock", (1, 1))
+        edge.until(lambda: (last_beat(edge.config.store) or 0) > 1)
+
+    moves()
+    edge.scheduling.may_look.clear()  # so that the drain has something to wait for
+    edge.send()
+    edge.until(lambda: any(hook == "observe" for hook, _ in edge.scheduling.calls))
+    edge.balsam.stop()
+    moves()
+    edge.scheduling.may_look.set()
 
 
 # ------------------------------------------------------------------------------------ back-off

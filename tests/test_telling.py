@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 from attrs import evolve
+from examined import WARNING, examined
 from scripted import Edge
 from sites import wait_for
 
 from edgecore.backoff import Backoff
 from edgecore.clock import Clock
 from edgecore.config import AlarmsTable
+from edgecore.doctor.store import store_checks
 from edgecore.errors import ConfigurationError
 from edgecore.models import JobState
 from edgecore.reader import Reader
@@ -158,6 +160,28 @@ def test_a_service_tells_the_program_of_its_site(edge: Edge, program: Program) -
     (told,) = program.wait(1)
     assert "testsite" == told["site"]
     assert "maintenance" in told["message"]
+
+
+def test_a_program_that_fails_is_told_to_those_who_look_until_it_works_again(
+    edge: Edge, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgecore.telling.Backoff", lambda **_: Backoff(first_s=0.05, longest_s=0.05))
+    program.fails.touch()
+    edge.config = evolve(edge.config, alarms=AlarmsTable(command=(str(program.path),), interval_s=0))
+    edge.start()
+
+    def noted() -> str:
+        with Reader(edge.config.store) as reader:
+            alarm = reader.alarm("alarm program")
+        return "" if alarm is None else alarm.message
+
+    edge.balsam._engine.alarms.raise_once("disk", "full")  # type: ignore[union-attr]
+    edge.until(lambda: noted().startswith("tell ended with exit code 1"))
+    found = examined(store_checks(edge.config), "store")["alarm: alarm program"]
+    assert (WARNING, True) == (found.level, "tell ended with exit code 1" in found.message)
+    program.fails.unlink()
+    edge.until(lambda: noted() == "")
+    assert {"disk"} == {one["subject"] for told in program.told() for one in told["alarms"]}
 
 
 def test_a_program_that_cannot_be_run_is_refused_at_the_start(edge: Edge, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from edgecore.errors import ConfigurationError, EdgeError, Problem
 from edgecore.models import Job, JobState
 from edgecore.reader import Reader
 from edgecore.serial import shorten
-from edgecore.store_file import is_running
+from edgecore.store_file import is_running, stands_still
 
 __all__ = [
     "admitted",
@@ -23,6 +23,7 @@ __all__ = [
     "find_site",
     "json_option",
     "look_again",
+    "say_if_still",
     "say_service_changed",
     "say_who_acts",
     "site_option",
@@ -70,8 +71,16 @@ def look_again(config: SiteConfig, *ids: object) -> str:
     return f"edgecore {f'job {ids[0]}' if len(ids) == 1 else 'jobs'}{_site_hint(config)}"
 
 
+def say_if_still(config: SiteConfig) -> None:
+    """Say on stderr that the service is there and does nothing."""
+    if still := stands_still(config.store):
+        which = f"edgecore doctor {shlex.quote(str(config.source))}"
+        click.echo(f"the service of site {config.site} {still}; what to do: {which}", err=True)
+
+
 def say_who_acts(config: SiteConfig, what: str) -> None:
     """Say on stderr that *what* waits, when no service is there to do it."""
+    say_if_still(config)
     if not is_running(config.store):
         start = f"edgecore run {shlex.quote(str(config.source))}"
         click.echo(

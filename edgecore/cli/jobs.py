@@ -10,7 +10,7 @@ from typing import Final
 import click
 from attrs import frozen
 
-from edgecore.cli.common import find_site, json_option, site_option
+from edgecore.cli.common import find_site, json_option, say_if_still, site_option
 from edgecore.cli.job import summary
 from edgecore.cli.output import show_json, show_table
 from edgecore.cli.rows import alarm_lines, job_columns, job_row
@@ -151,6 +151,7 @@ def _show(config: SiteConfig, choice: Choice, reader: Reader, as_json: bool) -> 
         click.echo("no jobs yet" if choice.all_jobs else "no such jobs", err=True)
     for line in alarm_lines(reader.alarms()):
         click.echo(line, err=True)
+    say_if_still(config)
 
 
 def _show_counts(counts: dict[JobState, int], as_json: bool) -> None:

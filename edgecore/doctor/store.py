@@ -23,7 +23,7 @@ from edgecore.grounds import look_for_store
 from edgecore.models import Finding, Level
 from edgecore.processes import user_name
 from edgecore.reader import Reader
-from edgecore.store_file import connect, holder, is_running, quick_check
+from edgecore.store_file import connect, holder, is_running, quick_check, stands_still
 
 __all__ = ["store_checks"]
 
@@ -48,6 +48,10 @@ def store_checks(config: SiteConfig) -> Iterator[Check]:
 
 def _service(config: SiteConfig) -> Iterator[Finding]:
     who = holder(config.store)
+    if still := stands_still(config.store):
+        remedy = "look into its log and at its disks; kill -9 loses nothing, and it can be started again after that"
+        yield Finding("service", Level.FAILURE, f"is running ({who or 'unknown'}), but {still}", remedy)
+        return
     if is_running(config.store):
         yield Finding("service", Level.OK, f"is running ({who or 'unknown'}); it is not disturbed")
         return
