@@ -90,12 +90,18 @@ def test_a_service_of_which_a_thread_dies_ends_and_can_be_started_again(live: Li
         wait_for(lambda: live.state("mine") == "JOB_FINISHED", "the job that was taken before")
 
 
-def test_a_second_service_of_a_site_is_refused_in_words(live: Live) -> None:
-    with live.service("-m", "edgecore", "run", str(live.file)):
-        process = live.start("-m", "edgecore", "run")
-        _, err = process.communicate(timeout=DEADLINE_S)
+def test_a_second_service_of_a_site_is_refused_in_words_or_silently_where_cron_starts_it(live: Live) -> None:
+    def second(*options: str) -> tuple[int, str, str]:
+        process = live.start("-m", "edgecore", "run", *options)
+        out, err = process.communicate(timeout=DEADLINE_S)
+        return process.returncode, out, err
 
-    assert process.returncode == 1
+    with live.service("-m", "edgecore", "run", "--unless-running", str(live.file)) as service:
+        code, _, err = second()
+        assert (0, "", "") == second("--unless-running")
+        assert service.poll() is None
+
+    assert code == 1
     assert "belongs to a running service" in err
     assert "Traceback" not in err
 

@@ -9,6 +9,7 @@ from attrs import evolve
 
 from edgecore.cli import logs
 from edgecore.cli.common import find_site
+from edgecore.errors import StoreLocked
 
 __all__ = ["run"]
 
@@ -19,7 +20,10 @@ __all__ = ["run"]
     "--verbose", "-v", is_flag=True, help="Also log what is of interest only when looking for faults."
 )
 @click.option("--log-json", is_flag=True, help="Log JSON objects, one per line, instead of words.")
-def run(site: Path | None, verbose: bool, log_json: bool) -> None:
+@click.option(
+    "--unless-running", is_flag=True, help="Say nothing and succeed where the service runs already: for cron."
+)
+def run(site: Path | None, verbose: bool, log_json: bool, unless_running: bool) -> None:
     """Run the service of the site whose file is SITE until it is told to stop.
 
     SITE is by default EDGECORE_SITE, else ./site.toml. The log goes to stderr, or where [log] in that file
@@ -28,8 +32,9 @@ def run(site: Path | None, verbose: bool, log_json: bool) -> None:
     second one ends it at once, and nothing is lost by that.
 
     \b
-    Example:
+    Examples:
       edgecore run /etc/edgecore/theta.toml
+      edgecore run --unless-running /etc/edgecore/theta.toml
 
     Exit code: 0 after a stop in good order, 2 when a file must be corrected, 1 when it cannot start or
     when a part of it failed, after which what supervises it should start it again.
@@ -44,7 +49,11 @@ def run(site: Path | None, verbose: bool, log_json: bool) -> None:
     from edgecore.service import run_site
 
     def started() -> None:
-        if table.format == "text" or table.file:
+        if not unless_running and (table.format == "text" or table.file):
             click.echo(f"site {config.site} works; stop with Ctrl-C", err=True)
 
-    run_site(config, started=started)
+    try:
+        run_site(config, started=started)
+    except StoreLocked:
+        if not unless_running:
+            raise
