@@ -19,21 +19,13 @@ from edgecore.clock import Clock
 from edgecore.config import SiteConfig
 from edgecore.drivers import SchedulingRelay, TransferRelay
 from edgecore.engine import Engine
-from edgecore.errors import ActionFailed, DefinitionError, TransferRefused, TransferStopped
+from edgecore.errors import ActionFailed, DefinitionError
 from edgecore.evidence import Patience, WaitLimits
 from edgecore.graph import Graph, Outcome, Step, Watch
 from edgecore.logs import about
-from edgecore.models import (
-    Application,
-    Attempt,
-    Job,
-    JobState,
-    TransferProgress,
-    TransferReport,
-    TransferUpdate,
-)
-from edgecore.rows import TransferRecord
+from edgecore.models import Application, Attempt, Job, JobState
 from edgecore.settings import find_configuration
+from edgecore.staging import Staging
 from edgecore.states import AT_BATCH_SYSTEM, RESUMES_AT
 from edgecore.store import Change, Store
 from edgecore.submitting import Submitting, alike
@@ -47,7 +39,6 @@ S = JobState
 T = TypeVar("T")
 
 LANES: Final = ("staging", "processing", "submitting", "observing")
-_NOTE_EVERY_S: Final = 5.0
 _FOR_EVER_US: Final = 2**62
 
 
@@ -77,12 +68,12 @@ class Actions:
     def graph(self) -> Graph:
         """Return the way of a job through this site."""
         profile = self.scheduling.profile
-        watching, submitting = self._watching(), self._submitting()
+        watching, submitting, staging = self._watching(), self._submitting(), self._staging()
         return Graph(
             steps={
                 S.CREATED: Step(
                     lane="staging",
-                    action=self._each(self._stage_in),
+                    action=self._each(staging.stage_in),
                     failed=S.STAGE_IN_FAILED,
                     instant=self._no_input,
                 ),
@@ -105,13 +96,13 @@ class Actions:
                 ),
                 S.EXECUTION_FAILED: Step(
                     lane="staging",
-                    action=self._each(self._stage_out_failed),
+                    action=self._each(staging.stage_out_failed),
                     failed=S.JOB_FAILED,
                     instant=self._after_failure,
                 ),
                 S.POSTPROCESSED: Step(
                     lane="staging",
-                    action=self._each(self._stage_out),
+                    action=self._each(staging.stage_out),
                     failed=S.STAGE_OUT_FAILED,
                     instant=self._no_output,
                 ),
@@ -151,6 +142,16 @@ class Actions:
             commit=lambda changes: self.engine.commit(changes),
             give_up=self.give_up,
             wait_us=self._wait_us,
+        )
+
+    def _staging(self) -> Staging:
+        return Staging(
+            config=self.config,
+            place=self._place,
+            transfers=self.transfers,
+            clock=self.clock,
+            unwanted=lambda job_id: self.engine.unwanted(job_id),
+            note=self.store.note,
         )
 
     def lanes(self) -> Mapping[str, int]:
@@ -245,74 +246,6 @@ class Actions:
 
     def _no_output(self, job: Job) -> Job | None:
         return None if job.definition.output_url else job.moved(S.STAGED_OUT, self.clock.now())
-
-    def _stage_in(self, job: Job) -> Change:
-        self._place.check_in_time(job)
-        url = job.definition.input_url
-        assert url is not None
-        data = self._place.data(job)
-        begun = self.clock.now()
-        report = self._relay(url).fetch(url=url, directory=data, progress=self._progress(job, "staging in"))
-        moved = job.moved(S.STAGED_IN, self.clock.now(), _summary(report))
-        return Change(job, (moved,), transfer=self._record("in", url, begun, report))
-
-    def _stage_out(self, job: Job) -> Change:
-        return self._deliver(job, S.STAGED_OUT)
-
-    def _stage_out_failed(self, job: Job) -> Change:
-        """Bring home what a failed job left: its output so far and what it said."""
-        return self._deliver(job, S.JOB_FAILED)
-
-    def _deliver(self, job: Job, state: JobState) -> Change:
-        url = job.definition.output_url
-        assert url is not None
-        begun = self.clock.now()
-        report = self._relay(url).deliver(
-            directory=self._place.data(job), url=url, progress=self._progress(job, "staging out")
-        )
-        message = job.message if state is S.JOB_FAILED else _summary(report)
-        moved = job.moved(state, self.clock.now(), message)
-        return Change(job, (moved,), transfer=self._record("out", url, begun, report))
-
-    def _relay(self, url: str) -> TransferRelay:
-        for entry in self.config.transfer:
-            if entry.allows(url):
-                return self.transfers[entry.prefix]
-        prefixes = ", ".join(entry.prefix for entry in self.config.transfer) or "none"
-        raise TransferRefused(f"{url} is not below a prefix that this site allows ({prefixes})")
-
-    def _progress(self, job: Job, doing: str) -> TransferProgress:
-        noted = self.clock.monotonic()
-
-        def progress(update: TransferUpdate) -> None:
-            nonlocal noted
-            if self.engine.unwanted(job.id):
-                raise TransferStopped(f"job {job.id}: stopped while {doing}")
-            size, limit = (
-                max(update.size_bytes, update.total_bytes or 0),
-                self.config.limits.max_transfer_bytes,
-            )
-            if limit is not None and size > limit:
-                raise ActionFailed(
-                    f"{doing} {_bytes(size)}; this site allows {_bytes(limit)} (max_transfer_bytes)"
-                )
-            if self.clock.monotonic() - noted >= _NOTE_EVERY_S:
-                noted = self.clock.monotonic()
-                total = f" of {_bytes(update.total_bytes)}" if update.total_bytes else ""
-                self.store.note(job, f"{doing}: {update.files} files, {_bytes(update.size_bytes)}{total}")
-
-        return progress
-
-    def _record(self, direction: str, url: str, begun: int, report: TransferReport) -> TransferRecord:
-        return TransferRecord(
-            direction=direction,
-            url=url,
-            started=begun,
-            ended=self.clock.now(),
-            files=report.files,
-            size_bytes=report.size_bytes,
-            verified=report.verified,
-        )
 
     # ------------------------------------------------------------------------ processing
 
@@ -409,16 +342,3 @@ class Actions:
         if job.definition.output_url is None:
             return job.moved(S.JOB_FAILED, self.clock.now(), job.message, failed_state=S.EXECUTION_FAILED)
         return None
-
-
-def _summary(report: TransferReport) -> str:
-    skipped = f", {report.skipped_files} of them were there already" if report.skipped_files else ""
-    return f"{report.files} files, {_bytes(report.size_bytes)}{skipped}"
-
-
-def _bytes(number: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"

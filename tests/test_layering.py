@@ -17,7 +17,7 @@ import edgecore
 PACKAGE: Final = Path(str(edgecore.__file__)).parent
 
 LAYERS: Final = (
-    {"errors", "models", "clock", "wakeup", "processes", "lanes", "backoff", "migrations", "batch"},
+    {"errors", "models", "clock", "wakeup", "processes", "gates", "lanes", "backoff", "migrations", "batch"},
     {"carrying", "directories", "locks", "trees", "trouble"},
     {
         "logs",
@@ -48,7 +48,7 @@ LAYERS: Final = (
         "watching",
         "workplace",
     },
-    {"submitting", "intake", "outbox"},
+    {"staging", "submitting", "intake", "outbox"},
     {"balsam"},
     {"service"},
     {"doctor"},
@@ -143,7 +143,9 @@ def test_imports_go_one_way(module: str) -> None:
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("builtin.")])
 def test_a_built_in_driver_uses_what_any_driver_may(module: str) -> None:
-    assert set() == {name for name in ours(module) if not name.startswith("builtin.")} - FOR_DRIVERS
+    assert set() == {name for name in ours(module) if not name.startswith("builtin.")} - FOR_DRIVERS - {
+        "gates"
+    }
 
 
 PACKAGES: Final = sorted((PACKAGE.parent / "drivers").glob("*/edgecore_*/**/*.py"))
@@ -164,7 +166,14 @@ def test_a_driver_of_its_own_package_uses_what_drivers_may_and_starts_no_process
 
 COMMANDS: Final = {name for name in MODULES if name.startswith("testing.fake.")} - {"testing.fake.system"}
 """What every command of a fake batch system imports; it must start fast."""
-ALONE: Final = {"builtin.fork_supervisor", "builtin.fork_spool", "wakeup", "processes", "testing.words"}
+ALONE: Final = {
+    "builtin.fork_supervisor",
+    "builtin.fork_spool",
+    "gates",
+    "wakeup",
+    "processes",
+    "testing.words",
+}
 
 
 @pytest.mark.parametrize("module", sorted(ALONE | COMMANDS))
@@ -172,7 +181,7 @@ def test_supervisors_and_fake_commands_need_the_standard_library_alone(module: s
     others = {name.split(".")[0] for name in imports(MODULES[module])} - {"edgecore"}
     assert set() == others - sys.stdlib_module_names
     if module in COMMANDS:
-        assert ours(module) <= COMMANDS | {"testing.fake", "testing.words", "processes"}
+        assert ours(module) <= COMMANDS | {"testing.fake", "testing.words", "gates", "processes"}
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -202,7 +211,7 @@ FORBIDDEN: Final = {
 }  # fmt: skip
 
 
-BATCH_SYSTEMS: Final = {"builtin.fork_supervisor", "testing.fake.processes"}
+BATCH_SYSTEMS: Final = {"builtin.fork_supervisor", "gates", "testing.fake.processes"}
 """What starts jobs of its own that outlive whoever asked for them."""
 
 
