@@ -32,7 +32,7 @@ LAYERS: Final = (
         "alarms",
         "loop",
     },
-    {"relays", "layers", "settings", "rows", "desk"},
+    {"relays", "layers", "settings", "rows", "desk", "manifest"},
     {"drivers", "applications", "reader", "store"},
     {"config", "graph"},
     {"engine"},

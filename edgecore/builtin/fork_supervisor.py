@@ -40,6 +40,7 @@ from edgecore.builtin.fork_spool import (
     log,
     transaction,
 )
+from edgecore.gates import spawn_gated
 from edgecore.processes import carrying, process_start, process_stat
 from edgecore.wakeup import Bell
 
@@ -56,7 +57,6 @@ _RETRY_S: Final = 1.0
 _LOOK_S: Final = 60.0
 _PURGE_EVERY_S: Final = 3600.0
 _LOG_LIMIT_BYTES: Final = 1_000_000
-_NOT_INHERITED: Final = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGHUP)
 
 
 def _boot() -> str:
@@ -347,33 +347,7 @@ class Supervisor:
         assert isinstance(given, dict)
         with open(script, "rb"):  # a shell's own words and exit code for this differ from shell to shell
             pass
-        reading, writing = os.pipe()
-        try:
-            pid = os.posix_spawn(
-                "/bin/sh",
-                ["/bin/sh", "-c", _GATE, script],
-                {**given, **self._marks(job)},
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, reading, 0),
-                    (
-                        os.POSIX_SPAWN_OPEN,
-                        1,
-                        f"{directory}/batch.out",
-                        os.O_WRONLY | os.O_CREAT | os.O_APPEND,
-                        0o644,
-                    ),
-                    (os.POSIX_SPAWN_DUP2, 1, 2),
-                ],
-                setsid=True,
-                setsigmask=(),
-                setsigdef=_NOT_INHERITED,
-            )
-        except BaseException:
-            os.close(writing)
-            raise
-        finally:
-            os.close(reading)
-        return pid, writing
+        return spawn_gated([_GATE, script], {**given, **self._marks(job)}, f"{directory}/batch.out")
 
     def _purge(self, keep_days: float) -> None:
         """Forget, now and then, what ended long ago."""

@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from edgecore.gates import NOT_INHERITED, spawn_gated
 from edgecore.processes import process_start
 
-__all__ = ["interpreter", "keep_output_open", "kill", "lives", "spawn_gated", "spawn_runner"]
+__all__ = ["interpreter", "keep_output_open", "kill", "lives", "spawn_runner", "spawn_script"]
 
 _GATE: Final = 'cd "$1" && shift && read -r FAKE_GATE && exec "$@" </dev/null'
-_NOT_INHERITED: Final = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM)
 _LAUNCH: Final = (
     "import sys; sys.path[:] = sys.argv[2:]; from edgecore.testing.fake.runner import main; main(sys.argv[1])"
 )
@@ -45,35 +45,15 @@ def spawn_runner(place: Path, paths: Sequence[str]) -> int:
         ],
         setsid=True,
         setsigmask=(),
-        setsigdef=_NOT_INHERITED,
+        setsigdef=NOT_INHERITED,
     )
 
 
-def spawn_gated(
+def spawn_script(
     command: Sequence[str], directory: str, environment: Mapping[str, str], output: str
 ) -> tuple[int, int]:
     """Start a command behind its gate; returns its process id, and where to write the line that opens it."""
-    reading, writing = os.pipe()
-    try:
-        pid = os.posix_spawn(
-            "/bin/sh",
-            ["/bin/sh", "-c", _GATE, "sh", directory, *command],
-            dict(environment),
-            file_actions=[
-                (os.POSIX_SPAWN_DUP2, reading, 0),
-                (os.POSIX_SPAWN_OPEN, 1, output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
-                (os.POSIX_SPAWN_DUP2, 1, 2),
-            ],
-            setsid=True,
-            setsigmask=(),
-            setsigdef=_NOT_INHERITED,
-        )
-    except BaseException:
-        os.close(writing)
-        raise
-    finally:
-        os.close(reading)
-    return pid, writing
+    return spawn_gated([_GATE, "sh", directory, *command], environment, output)
 
 
 def keep_output_open() -> tuple[int, int]:
