@@ -7,6 +7,7 @@ import random
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -216,6 +217,37 @@ def test_a_job_whose_runner_dies_ends_without_an_exit_code(plain: Plain) -> None
     os.kill(runner, signal.SIGKILL)
     plain.wait_state(batch_id, NativeState.ENDED)
     assert ["NODE_FAIL", ""] == [plain.lines("facct")[batch_id][field] for field in (2, 6)]
+
+
+_MAKER = """
+import subprocess, sys, time
+from pathlib import Path
+from edgecore.testing.fake import FakeBatchSystem, PlainDialect
+from edgecore.testing.words import Command
+place = Path(sys.argv[1])
+system = FakeBatchSystem(place / "fake", PlainDialect, slots=1)
+for name in ("first.sh", "second.sh"):
+    (place / name).write_text("echo >" + name + ".runs; sleep 600")
+    subprocess.run(["fsub", str(place / name)], env=system.environment, check=True, cwd=place, stdout=2)
+with system.hanging(Command.QUERY):
+    subprocess.Popen(["fstat"], env=system.environment, cwd=place, stdout=subprocess.DEVNULL)
+    print("made", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_batch_system_ends_with_the_process_that_made_it(number: int, tmp_path: Path) -> None:
+    """A test run that is killed leaves neither jobs nor commands behind, and starts none that still waits."""
+    maker = subprocess.Popen([sys.executable, "-c", _MAKER, str(tmp_path)], stdout=subprocess.PIPE)
+    with maker:
+        assert maker.stdout is not None
+        assert b"made\n" == maker.stdout.readline()
+        wait_for(lambda: (tmp_path / "first.sh.runs").exists(), DEADLINE_S)
+        wait_for(lambda: sum("fstat" in each for each in alive_in(tmp_path)) >= 1, DEADLINE_S)
+        maker.send_signal(number)
+    wait_for(lambda: not alive_in(tmp_path), DEADLINE_S, lambda: alive_in(tmp_path))
+    assert not (tmp_path / "second.sh.runs").exists()
 
 
 # ----------------------------------------------------------------------------------- steering

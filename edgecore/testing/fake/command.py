@@ -17,7 +17,7 @@ from edgecore.processes import process_start
 from edgecore.testing.fake.dialect import Dialect
 from edgecore.testing.fake.garbling import garbled
 from edgecore.testing.fake.loading import load_dialect
-from edgecore.testing.fake.processes import keep_output_open
+from edgecore.testing.fake.processes import keep_output_open, lives
 from edgecore.testing.fake.records import Act, Call, Look, Other, Printed, Request, Submit, Usage
 from edgecore.testing.fake.state import State
 from edgecore.testing.fake.world import World
@@ -25,7 +25,7 @@ from edgecore.testing.words import Command, SubmitFault
 
 __all__ = ["main"]
 
-_FOR_EVER_S: Final = 3600.0
+_LOOK_S: Final = 1.0
 _NOISE: Final = b"warning: the cluster is in maintenance from Monday 12345 to Tuesday\n" * 2_000
 """More than the 64 KiB that a pipe holds."""
 
@@ -127,4 +127,7 @@ class _Command:
             for pid in (child, os.getpid()):
                 self.state.connection.execute("INSERT INTO hanging VALUES (?, ?)", (pid, process_start(pid)))
         os.write(gate, b"\n")
-        time.sleep(_FOR_EVER_S)
+        while lives(*self.state.owner):
+            time.sleep(_LOOK_S)
+        os.kill(child, signal.SIGKILL)
+        sys.exit("the test that this command hung for has ended")

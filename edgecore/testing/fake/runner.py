@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from edgecore.processes import process_start
 from edgecore.testing.fake.loading import load_dialect
-from edgecore.testing.fake.processes import interpreter, spawn_gated
+from edgecore.testing.fake.processes import interpreter, lives, spawn_script
 from edgecore.testing.fake.records import Condition, Job
 from edgecore.testing.fake.state import State
 from edgecore.testing.fake.world import World, seconds_since_boot
@@ -25,7 +25,7 @@ from edgecore.testing.fake.world import World, seconds_since_boot
 __all__ = ["main"]
 
 _LOOK_S: Final = 0.25
-"""How often a runner looks whether its job was cancelled."""
+"""How often a runner looks whether its job was cancelled, and whether anybody is left whom it runs jobs for."""
 
 
 class _Started(NamedTuple):
@@ -85,7 +85,7 @@ class _Runner:
     def _take(self) -> _Started | None:
         connection = self.state.connection
         connection.execute("UPDATE runners SET busy = 0 WHERE pid = ?", (self.pid,))
-        while (job := self.world.next_job()) is not None:
+        while lives(*self.state.owner) and (job := self.world.next_job()) is not None:
             try:
                 pid, gate = self._spawn(job)
             except OSError as error:
@@ -113,7 +113,7 @@ class _Runner:
             "SELECT environment, output FROM jobs WHERE row = ?", (job.row,)
         ).fetchone()
         variables = {"PATH": os.defpath, **json.loads(environment), **self.world.dialect.variables(job)}
-        return spawn_gated(
+        return spawn_script(
             interpreter(job.script), job.directory, variables, os.path.join(job.directory, output)
         )
 
@@ -132,6 +132,9 @@ class _Runner:
         return _Ended(None, result.si_status)
 
     def _stop_if_due(self, started: _Started) -> None:
+        if not lives(*self.state.owner):
+            os.killpg(started.pid, signal.SIGKILL)
+            return
         now = seconds_since_boot()
         stopping, kill_at = self.state.connection.execute(
             "SELECT stopping, kill_at FROM jobs WHERE row = ?", (started.job.row,)

@@ -133,6 +133,12 @@ class State:
 
     # ------------------------------------------------------------------------- settings
 
+    @property
+    def owner(self) -> tuple[int, int]:
+        """Process id and start time of the test that all this is for."""
+        pid, start = self.setting("owner")
+        return int(pid), int(start)
+
     def setting(self, name: str) -> Any:
         """Return a value that was set. Raises KeyError."""
         row = self.connection.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()

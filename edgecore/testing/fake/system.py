@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from edgecore.models import NativeState, Refusal
+from edgecore.processes import process_start
 from edgecore.testing.batch_system import BatchSystem, NativeJob
 from edgecore.testing.fake.dialect import Dialect
 from edgecore.testing.fake.processes import kill, lives
@@ -56,8 +57,8 @@ class FakeBatchSystem(BatchSystem):
     """Be the batch system whose commands *dialect* describes, in the directory *place*.
 
     *slots* jobs run at once. *settings* are what the driver gets as its own keys. *minute_s* is the length of a
-    minute of walltime. To be used in a with statement, or closed: that kills every process of it. May be used
-    by several threads. What leaves the session of its script escapes, as it does where there are no control groups.
+    minute of walltime. To be used in a with statement, or closed: that kills every process of it, and so does the end
+    of the process that made it, in whatever way. May be used by several threads. What leaves the session of its script escapes, as it does where there are no control groups.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class FakeBatchSystem(BatchSystem):
                 "next_number": first_number,
                 "paused": False,
                 "closed": False,
+                "owner": [os.getpid(), process_start(os.getpid())],
             },
         )
         self._make_commands(dialect.executables, paths)
