@@ -1,7 +1,8 @@
 """Look at submitted attempts and carry out what the evidence decides.
 
 One listing serves all jobs. Directories are read only of jobs that ended or left the list, or whose
-user cancelled them. The decision itself is `edgecore.evidence.decide`; here are the
+user cancelled them, and now and then of what is listed as running: a batch system that was killed may
+have forgotten an end that it was told of. The decision itself is `edgecore.evidence.decide`; here are the
 renames that make it safe, and the status that follows.
 """
 
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from attrs import Factory, evolve, field, frozen
+from attrs import Factory, define, evolve, field
 
 from edgecore import batch
 from edgecore.clock import Clock, SteadyClock
@@ -49,7 +50,7 @@ _LOOKS: Final = 5
 """How often one visit looks at a token that moves under its hands."""
 
 
-@frozen(kw_only=True)
+@define(eq=False, kw_only=True)
 class Watching:
     """Turn what the batch system and the tokens say into changes of jobs."""
 
@@ -68,12 +69,16 @@ class Watching:
         init=False, default=Factory(lambda self: SteadyClock(self.clock), takes_self=True)
     )
     """For how long something has lasted, whatever becomes of the clock meanwhile."""
+    _look_before: int = field(init=False, default=Factory(lambda self: self._steady.now(), takes_self=True))
+    _look_now: int = field(init=False, default=Factory(lambda self: self._look_before, takes_self=True))
+    """When this look began, and the one before it."""
 
     def look(self, jobs: Sequence[Job]) -> Mapping[int, Change]:
         """Look at all *jobs* at once; those without an answer stay as they are.
 
         Raises SchedulerUnavailable: nothing is known of any of them.
         """
+        self._look_before, self._look_now = self._look_now, self._steady.now()
         seen, jobs = self._observations(jobs)
         changes: dict[int, Change] = {}
         for job in jobs:
@@ -141,12 +146,19 @@ class Watching:
 
     def _judge(self, job: Job, seen: Observation | None) -> Change | None:
         cancelled = job.intent is Intent.CANCELLED
-        if seen is not None and not cancelled and self._nothing_new(job, seen):
+        doubted = seen is not None and self._is_doubted(job, seen)
+        if seen is not None and not cancelled and not doubted and self._nothing_new(job, seen):
             return None
         alive = seen is not None and seen.state is not NativeState.ENDED
         attempt = self._updated(job, seen)
         decided = cancelled or attempt.given_up  # to take it back: that needs its token
-        if alive and not decided and seen is not None and seen.state is not NativeState.UNKNOWN:
+        if (
+            alive
+            and not doubted
+            and not decided
+            and seen is not None
+            and seen.state is not NativeState.UNKNOWN
+        ):
             return self._alive(job, self._borne(job, attempt, seen), seen)
         run = batch.run_directory(self.work, job.id, attempt.number)
         for _ in range(_LOOKS):
@@ -172,6 +184,16 @@ class Watching:
                 continue
             return self._follow(job, attempt, decision, seen, run)
         return None
+
+    def _is_doubted(self, job: Job, seen: Observation) -> bool:
+        """Tell whether it is time to look at the token of what started and is listed as alive.
+
+        It is so once in the time after which a job that is not listed counts as lost, for each job at another moment.
+        """
+        if seen.state is not NativeState.RUNNING and _attempt(job).started is None:
+            return False
+        every = max(1, self.patience(job).lost_after)
+        return (self._look_before - job.id) // every != (self._look_now - job.id) // every
 
     def _updated(self, job: Job, seen: Observation | None) -> Attempt:
         """Take over what a listing tells about an attempt."""

@@ -246,6 +246,19 @@ def test_a_job_that_ended_and_was_forgotten_while_we_were_away_is_known_by_its_t
     assert finished.attempt.ended is not None
 
 
+def test_a_job_that_is_listed_as_running_for_ever_is_ended_by_its_token(edge: Edge) -> None:
+    timing(edge, lost_after_s=0.3)
+    entry = queued(edge)
+    with edge.scheduling._lock:
+        edge.scheduling.start(entry)
+        process, entry.process = entry.process, None  # nobody tells the batch system of its end
+    edge.wait("job", S.JOB_FINISHED)
+    assert process is not None
+    assert 0 == process.wait()
+    assert NativeState.RUNNING is entry.state
+    assert {edge.job().id: 1} == edge.site.starts()
+
+
 def test_a_job_that_the_batch_system_ends_before_its_start_fails_with_the_reason(edge: Edge) -> None:
     entry = queued(edge)
     edge.scheduling.end(entry, "removed by alice")
