@@ -39,6 +39,8 @@ class Tally:
     total_bytes: int | None = None
     current: str = ""
     beats: int = 0
+    checksums: dict[str, str] = field(factory=dict)
+    """As in `TransferReport`."""
     halted: bool = False
     _lock: threading.Lock = field(factory=threading.Lock)
 
@@ -74,6 +76,7 @@ class Tally:
             size_bytes=self.size_bytes,
             skipped_files=self.skipped_files,
             verified=verified,
+            checksums=self.checksums,
         )
 
 

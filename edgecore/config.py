@@ -28,6 +28,7 @@ __all__ = [
     "LauncherTable",
     "Limits",
     "LogTable",
+    "ManifestTable",
     "MessagingTable",
     "MetricsTable",
     "Retention",
@@ -212,6 +213,14 @@ class Retention:
 
 
 @frozen(kw_only=True)
+class ManifestTable:
+    """``[manifest]``: the list of what was staged out, ``manifest.jsonl`` beside the run record."""
+
+    checksums: bool = True
+    """Whether SHA-256 is computed here for files of which the transfer driver tells no checksum, which reads the output once more."""
+
+
+@frozen(kw_only=True)
 class LogTable:
     """``[log]``: what `edgecore run` logs and where; a service inside another program logs as that one does."""
 
@@ -280,6 +289,7 @@ class SiteConfig:
     timing: Timing = Timing()
     retry: Retry = Retry()
     retention: Retention = Retention()
+    manifest: ManifestTable = ManifestTable()
     log: LogTable = LogTable()
     metrics: MetricsTable = MetricsTable()
     alarms: AlarmsTable = AlarmsTable()

@@ -737,6 +737,9 @@ class TransferReport:
     """Of these, how many were already right and were not moved again."""
     verified: str = ""
     """How content was compared: ``sha256``, ``size``, ..."""
+    checksums: Mapping[str, str] = Factory(dict)
+    """Of files whose checksum the driver learnt anyway: path below the directory (names as `os.fsdecode` gives them,
+    with / between them) -> ``sha256:`` or another algorithm and the value in hexadecimal."""
 
 
 @frozen(kw_only=True)

@@ -14,6 +14,7 @@ from edgecore.clock import Clock
 from edgecore.config import SiteConfig
 from edgecore.drivers import TransferRelay
 from edgecore.errors import ActionFailed, TransferRefused, TransferStopped
+from edgecore.manifest import MANIFEST, Stocktaking
 from edgecore.models import Job, JobState, TransferProgress, TransferReport, TransferUpdate
 from edgecore.rows import TransferRecord
 from edgecore.store import Change
@@ -62,11 +63,14 @@ class Staging:
     def _deliver(self, job: Job, state: JobState) -> Change:
         url = job.definition.output_url
         assert url is not None
-        begun = self.clock.now()
-        report = self._relay(url).deliver(
-            directory=self.place.data(job), url=url, progress=self._progress(job, "staging out")
+        begun, relay, data = self.clock.now(), self._relay(url), self.place.data(job)
+        stock = Stocktaking.begin(data, lambda: self._check_wanted(job, "staging out"))
+        report = relay.deliver(directory=data, url=url, progress=self._progress(job, "staging out"))
+        digest = stock.write(
+            self.place.run(job).path / MANIFEST, report.checksums, compute=self.config.manifest.checksums
         )
-        message = job.message if state is S.JOB_FAILED else _summary(report)
+        listed = f"manifest run/{self.place.run(job).path.name}/{MANIFEST} sha256:{digest}"
+        message = job.message if state is S.JOB_FAILED else f"{_summary(report)}; {listed}"
         moved = job.moved(state, self.clock.now(), message)
         return Change(job, (moved,), transfer=self._record("out", url, begun, report))
 
@@ -77,13 +81,16 @@ class Staging:
         prefixes = ", ".join(entry.prefix for entry in self.config.transfer) or "none"
         raise TransferRefused(f"{url} is not below a prefix that this site allows ({prefixes})")
 
+    def _check_wanted(self, job: Job, doing: str) -> None:
+        if self.unwanted(job.id):
+            raise TransferStopped(f"job {job.id}: stopped while {doing}")
+
     def _progress(self, job: Job, doing: str) -> TransferProgress:
         noted = self.clock.monotonic()
 
         def progress(update: TransferUpdate) -> None:
             nonlocal noted
-            if self.unwanted(job.id):
-                raise TransferStopped(f"job {job.id}: stopped while {doing}")
+            self._check_wanted(job, doing)
             size, limit = (
                 max(update.size_bytes, update.total_bytes or 0),
                 self.config.limits.max_transfer_bytes,

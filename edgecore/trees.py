@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from attrs import Factory, define, frozen
+from attrs import Factory, define, field, frozen
 
 from edgecore.errors import TransferInterrupted, TransferRefused
 
@@ -71,6 +71,8 @@ class File:
     name: str
     source: str
     size_bytes: int
+    changed_ns: tuple[int, int] = field(default=(0, 0), kw_only=True)
+    """When its content changed and when anything about it did, where that is known."""
 
 
 @frozen
@@ -213,7 +215,9 @@ def _sort_in(
         path = shown("/".join((*directory.parts, name)))
         problems.append(f"{path} is a socket, FIFO or device; remove it, or move it out of the tree")
     elif not is_part(name):  # ours, of a copy to here
-        directory.files.append(File(name, name, info.st_size))
+        directory.files.append(
+            File(name, name, info.st_size, changed_ns=(info.st_mtime_ns, info.st_ctime_ns))
+        )
         plan.size_bytes += info.st_size
 
 

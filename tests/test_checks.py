@@ -342,6 +342,7 @@ def test_a_wrong_profile_keeps_a_driver_from_being_opened(profile: object, words
         ("fetch", but(REPORT, skipped_files=3), r"skipped_files: found 3, expected at least 0 and at most 2"),
         ("deliver", but(REPORT, size_bytes=-1), r"size_bytes: found -1"),
         ("deliver", but(REPORT, verified=""), r"verified: found ''"),
+        ("deliver", but(REPORT, checksums={"a": "abc"}), r"checksums\['a'\]: found 'abc'"),
         ("deliver", but(REPORT, files=2.0), r"files: found 2\.0 \(float\), expected int"),
         ("deliver", FileNotFoundError("x"), r"found FileNotFoundError: x, expected only TransferRefused and"),
         ("fetch", TransferInterrupted(""), r"found TransferInterrupted without words"),

@@ -19,6 +19,7 @@ from edgecore.cli.tables import Column
 from edgecore.cli.waiting import waits_for
 from edgecore.clock import Clock, iso
 from edgecore.config import SiteConfig
+from edgecore.manifest import MANIFEST
 from edgecore.models import Attempt, Job, JobState
 from edgecore.reader import HistoryEntry, Reader
 from edgecore.states import SETTLED
@@ -96,6 +97,7 @@ def _facts(config: SiteConfig, job: Job) -> dict[str, object]:
         "means": "" if found is None else f"{found.means} ({_WHO[found.who]})",
         "input": definition.input_url or "",
         "output": definition.output_url or "",
+        "manifest": _manifest(config, job) or "",
         "directory": directory if directory.is_dir() else f"{directory} (not there)",
         "next": next_step(job),
     }
@@ -186,6 +188,7 @@ def _everything(config: SiteConfig, reader: Reader, job: Job) -> dict[str, objec
         "next_try": iso(job.due) if job.due > now and job.state not in SETTLED else None,
         "directory": str(batch.job_directory(config.work_directory, job.id)),
         "data_directory": str(data),
+        "manifest": _manifest(config, job),
         "history": [
             {**_with_times(entry), "lasted_s": None if spent is None else spent / 1e6}
             for entry, spent in _spent(reader.history(job.id), job, now)
@@ -212,6 +215,14 @@ def _with_times(record: object) -> dict[str, Any]:
     times = ("time", "intended", "submitted", "started", "ended", "missed", "waiting", "stuck")
     data: dict[str, Any] = serial.unstructure(record)
     return {key: iso(value) if key in times and value is not None else value for key, value in data.items()}
+
+
+def _manifest(config: SiteConfig, job: Job) -> str | None:
+    """Return where the list of what was staged out lies; None where there is none."""
+    if job.attempt is None or job.definition.output_url is None:
+        return None
+    path = batch.run_directory(config.work_directory, job.id, job.attempt.number).path / MANIFEST
+    return str(path) if path.is_file() else None
 
 
 def _printed(config: SiteConfig, job: Job) -> dict[str, str]:

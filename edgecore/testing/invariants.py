@@ -110,6 +110,9 @@ def _report(value: TransferReport) -> Iterator[Problem]:
     yield from _between("size_bytes", value.size_bytes, 0, None)
     yield from _between("skipped_files", value.skipped_files, 0, value.files)
     yield from _word("verified", value.verified)
+    for path, checksum in value.checksums.items():
+        if not re.fullmatch(r"[a-z0-9]+:[0-9a-f]+", checksum):
+            yield Problem(f"checksums[{path!r}]", shorten(checksum), "algorithm:value in hexadecimal")
 
 
 def _probe(value: ProbeReport) -> Iterator[Problem]:

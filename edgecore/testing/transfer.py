@@ -6,6 +6,7 @@ directions, look at both sides by other means than the driver, and interrupt wha
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -93,6 +94,9 @@ class TransferContract(TransferBreaks, TransferBase):
         report = errand.go(relay)
         assert {} == self.differences(relay.profile, source, errand.target)
         assert (4, 5 + 10 + 3 * MEBIBYTE + 17) == (report.files, report.size_bytes)
+        for name, told in report.checksums.items():
+            if told.startswith("sha256:"):
+                assert told == f"sha256:{hashlib.sha256((source / name).read_bytes()).hexdigest()}"
 
     @pytest.mark.parametrize("way", WAYS)
     def test_an_empty_tree_arrives(self, way: str, peer: Peer, relay: TransferRelay, source: Path) -> None:

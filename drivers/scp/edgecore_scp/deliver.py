@@ -212,7 +212,8 @@ class Delivery:
                 info = os.fstat(opened)
                 changed_s, mode = info.st_mtime_ns // _NS, stat.S_IMODE(info.st_mode) & 0o777
                 if checked:
-                    if digests.get(piece.remote) != local_digest(opened, self.trip.tally.beat):
+                    piece.digest = local_digest(opened, self.trip.tally.beat)
+                    if digests.get(piece.remote) != piece.digest:
                         continue
                 elif found.changed_s != changed_s:
                     continue
@@ -230,6 +231,8 @@ class Delivery:
     def _arrived(self, piece: Piece, *, skipped: bool) -> None:
         self.trip.unchecked |= not self.trip.checked
         self.trip.moved(piece, piece.file.size_bytes)
+        if self.trip.checked and piece.digest:
+            self.trip.tally.checksums["/".join((*piece.parts, piece.file.name))] = f"sha256:{piece.digest}"
         self.trip.tally.arrived(skipped=skipped)
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -344,6 +345,22 @@ def test_a_long_file_is_handed_to_openssh_and_a_short_one_is_not(
     carry(driver, way, tmp_path / "source", tmp_path / "target", proxy)
     assert random_bytes(size) == (tmp_path / "target" / "file").read_bytes()
     assert handed == (tmp_path / "bin" / "called").exists()
+
+
+def test_a_delivery_tells_the_checksums_that_it_computed_also_of_what_was_right_already(
+    opened: Opener, proxy: Proxy, tmp_path: Path
+) -> None:
+    contents = {"short": b"short", "sub/long": random_bytes(3 * MEBIBYTE)}
+    (tmp_path / "source" / "sub").mkdir(parents=True)
+    for name, content in contents.items():
+        (tmp_path / "source" / name).write_bytes(content)
+    wanted = {name: f"sha256:{hashlib.sha256(content).hexdigest()}" for name, content in contents.items()}
+    driver = opened(openssh_from_mb=1)
+    for skipped in (0, 2):
+        report = carry(driver, "deliver", tmp_path / "source", tmp_path / "target", proxy)
+        assert (skipped, wanted) == (report.skipped_files, report.checksums)
+    blind = opened(checksums=False)
+    assert {} == carry(blind, "deliver", tmp_path / "source", tmp_path / "other", proxy).checksums
 
 
 @pytest.mark.parametrize("way", ["fetch", "deliver"])

@@ -1,0 +1,119 @@
+"""Write down what was staged out: name, size and checksum of every file, beside the run record.
+
+A file is looked at before it goes and again when all have gone: one that was changed meanwhile is no
+part of a manifest, the transfer is tried again. So a line is true of what was delivered. Names are bytes and stand
+percent-encoded; lines stand in the order of names, so that the same output gives the same manifest.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from attrs import define
+
+from edgecore.errors import TransferInterrupted
+from edgecore.parts import READ_FILE, own_directory
+from edgecore.trees import Directory, File, Parts, Plan, enter, explained, plan_tree, shown
+
+__all__ = ["MANIFEST", "Stocktaking"]
+
+MANIFEST: Final = "manifest.jsonl"
+"""Its name in an attempt's run directory."""
+_CHUNK_BYTES: Final = 1024 * 1024
+_CHANGED: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EISDIR})
+
+
+@define
+class Stocktaking:
+    """Look at what is to be delivered; after that, `write` says what was."""
+
+    directory: Path
+    check: Callable[[], None]
+    """Called again and again; raises TransferStopped when nobody wants it any more."""
+    plan: Plan
+
+    @classmethod
+    def begin(cls, directory: Path, check: Callable[[], None]) -> Stocktaking:
+        """Look. Raises TransferRefused for what cannot be delivered, as a driver would."""
+        with own_directory(directory, make=False) as opened:
+            return cls(directory, check, plan_tree(opened, check))
+
+    def write(self, file: Path, told: Mapping[str, str], *, compute: bool) -> str:
+        """Write the manifest, durable and all at once; return its SHA-256 in hexadecimal.
+
+        Checksums that nobody has *told* (path -> ``algorithm:hexadecimal``) are left out, unless they are to be
+        computed. Raises TransferInterrupted when something has changed since the first look, and OSError.
+        """
+        digest, new = hashlib.sha256(), file.with_name(f"{file.name}.new")
+        file.parent.mkdir(0o700, parents=True, exist_ok=True)
+        with own_directory(self.directory, make=False) as root, new.open("wb") as opened:
+            for line in self._lines(root, told, compute):
+                digest.update(line)
+                opened.write(line)
+            opened.flush()
+            os.fsync(opened.fileno())
+        new.replace(file)
+        holder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(holder)
+        finally:
+            os.close(holder)
+        return digest.hexdigest()
+
+    def _lines(self, root: int, told: Mapping[str, str], compute: bool) -> Iterator[bytes]:
+        for directory in sorted(self.plan.directories, key=lambda each: _raw(each.parts)):
+            entries: dict[bytes, dict[str, object]] = {
+                os.fsencode(link.name): {"link": quote(os.fsencode(link.target))} for link in directory.links
+            }
+            with self._still("list", directory.parts):
+                holder = enter(root, directory.parts)
+            try:
+                for file in directory.files:
+                    entries[os.fsencode(file.name)] = self._entry(holder, directory, file, told, compute)
+            finally:
+                os.close(holder)
+            for name in sorted(entries):
+                path = b"/".join((*_raw(directory.parts), name))
+                yield json.dumps({"name": quote(path), **entries[name]}).encode() + b"\n"
+
+    def _entry(
+        self, holder: int, directory: Directory, file: File, told: Mapping[str, str], compute: bool
+    ) -> dict[str, object]:
+        self.check()
+        path = (*directory.parts, file.name)
+        entry: dict[str, object] = {"size": file.size_bytes}
+        checksum = told.get("/".join(path))
+        with self._still("read", path):
+            if checksum is None and compute:
+                entry["checksum"] = f"sha256:{self._computed(holder, file)}"
+            elif checksum is not None:
+                entry["checksum"] = checksum
+            now = os.stat(file.name, dir_fd=holder, follow_symlinks=False)
+        if (now.st_size, now.st_mtime_ns, now.st_ctime_ns) != (file.size_bytes, *file.changed_ns):
+            raise TransferInterrupted(
+                f"{shown('/'.join(path))} changed while it was staged out; does something of the job still run?"
+            )
+        return entry
+
+    def _computed(self, holder: int, file: File) -> str:
+        digest, buffer = hashlib.sha256(), bytearray(_CHUNK_BYTES)
+        with open(os.open(file.name, READ_FILE, dir_fd=holder), "rb", buffering=0) as opened:
+            while count := opened.readinto(buffer):
+                digest.update(memoryview(buffer)[:count])
+                self.check()
+        return digest.hexdigest()
+
+    def _still(self, asked: str, path: Parts) -> AbstractContextManager[None]:
+        return explained(f"{asked} {shown('/'.join(path) or '.')} for the manifest", transient=_CHANGED)
+
+
+def _raw(parts: Parts) -> tuple[bytes, ...]:
+    return tuple(map(os.fsencode, parts))
