@@ -392,12 +392,17 @@ class _Place:
         self, source: str, declared: Mapping[str, Parameter], values: TypedValues
     ) -> Iterator[Problem]:
         """Find paths that a link, staged in with the input, would lead out of the job's data."""
-        root = os.path.realpath(self.data)
-        for key, value in values.items():
-            for path in _several(value) if declared[key].type == "path" else ():
-                if not Path(os.path.realpath(self.data / str(path))).is_relative_to(root):
-                    allowed = "a link leads out of the job's data directory"
-                    yield Problem(f"{source}: {key}", serial.shorten(path), allowed)
+        paths = [
+            (key, path)
+            for key, value in values.items()
+            if declared[key].type == "path"
+            for path in _several(value)
+        ]
+        root = os.path.realpath(self.data) if paths else ""
+        for key, path in paths:
+            if not Path(os.path.realpath(self.data / str(path))).is_relative_to(root):
+                allowed = "a link leads out of the job's data directory"
+                yield Problem(f"{source}: {key}", serial.shorten(path), allowed)
 
 
 def _concealed(error: DefinitionError, declared: Collection[str]) -> Iterator[Problem]:

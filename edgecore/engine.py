@@ -226,7 +226,9 @@ class Engine:
 
     def _keep(self, job: Job) -> None:
         known = self.jobs.get(job.id)
-        job = evolve(job, intent=known.intent if known else self._early.pop(job.id, job.intent))
+        intent = known.intent if known else self._early.pop(job.id, job.intent)
+        if intent is not job.intent:
+            job = evolve(job, intent=intent)
         # A lane that asks for room in between must see the job at least once.
         if job.state in SETTLED:
             self.jobs.pop(job.id, None)

@@ -73,7 +73,7 @@ class Lane(Generic[T]):
         with self._changed:
             if self._waiting and self._threads == 0:
                 self._start_thread()
-            self._changed.notify_all()
+            self._wake()
 
     def _start_thread(self) -> None:
         name = f"edgecore-{self._name}-{self._threads + 1}"
@@ -84,12 +84,16 @@ class Lane(Generic[T]):
         else:
             self._threads += 1
 
+    def _wake(self) -> None:
+        if self._waiting:  # else threads would only fall asleep again
+            self._changed.notify_all()
+
     def done(self, items: Sequence[T]) -> None:
         """Note that nothing is left to do with *items*, which were handed to *work*."""
         with self._changed:
             for item in items:
                 self._at_work.remove(item)
-            self._changed.notify_all()
+            self._wake()
 
     def stop(self) -> None:
         """Begin nothing more; what waits is dropped."""

@@ -33,6 +33,7 @@ _DEEPEST: Final = 50
 _LONGEST_NUMBER: Final = 400
 _MOST_PROBLEMS: Final = 50
 _MOST_BITS: Final = 64
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
 
 
 class _Invalid(ValueError):
@@ -161,7 +162,7 @@ def unstructure(value: object) -> Any:
 
 def to_json(value: object) -> str:
     """Write a model or plain data as one line of JSON."""
-    return json.dumps(_CONVERTER.unstructure(value), separators=(",", ":"))
+    return _ENCODER.encode(_CONVERTER.unstructure(value))
 
 
 # ------------------------------------------------------------------------------- problems
