@@ -8,8 +8,9 @@ import pytest
 from places import Place, copied
 from scripted import edge
 from testbed.rabbitmq_fixtures import rabbitmq, rabbitmq_server
+from testbed.slurm_fixtures import slurm, slurm_server
 
-__all__ = ["edge", "original", "place", "rabbitmq", "rabbitmq_server"]
+__all__ = ["edge", "original", "place", "rabbitmq", "rabbitmq_server", "slurm", "slurm_server"]
 
 
 @pytest.fixture(scope="session")

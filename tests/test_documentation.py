@@ -30,7 +30,7 @@ ROOT: Final = Path(__file__).parents[1]
 DOCS: Final = ROOT / "docs"
 PAGES: Final = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
 FOLLOWED: Final = [path for path in PAGES if path.parent.name in ("tutorial", "how-to")]
-WITH_A_SERVER: Final = {"use-rabbitmq"}
+WITH_A_SERVER: Final = {"put-balsam-at-your-centre", "use-rabbitmq"}
 """Followed elsewhere, beside the server that it needs."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -64,6 +65,8 @@ def doctor(site: Path | None, as_json: bool) -> None:
         raise
     from edgecore.doctor import diagnose
 
+    # What drivers log meanwhile is among the findings, or none of the reader's business.
+    logging.getLogger().addHandler(logging.NullHandler())
     sections = []
     if not as_json:
         click.echo(f"site {config.site}, {visible(str(config.source))}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -31,6 +32,13 @@ class Authority:
         self._authority = trustme.CA(organization_name="edgecore's tests")
         self.file = directory / "authority.pem"
         self._authority.cert_pem.write_to_path(str(self.file))
+
+    def files(self) -> Mapping[str, bytes]:
+        """Return certificate and key, as who signs by hand has them: name of the file -> content."""
+        return {
+            "authority.pem": self._authority.cert_pem.bytes(),
+            "authority.key": self._authority.private_key_pem.bytes(),
+        }
 
     def server(self, file: str = "server", *, names: tuple[str, ...] = _NAMES) -> Credential:
         """Sign for a server under these host names."""
