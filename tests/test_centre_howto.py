@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +12,8 @@ import pytest
 from documentation import Follower
 from testbed.rabbitmq import RabbitMQ
 from testbed.slurm import Slurm
+
+import edgecore
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "how-to" / "put-balsam-at-your-centre.md"
 PLACES: Final = ("/etc/edgecore", "/var/lib/edgecore", "/var/log/edgecore", "/projects/edge")
@@ -49,3 +53,41 @@ def test_who_puts_balsam_at_a_centre_as_the_page_says_has_a_site_that_works(
         follower.follow(adapted(PAGE.read_text(encoding="utf-8"), tmp_path, port=rabbitmq.tls))
     finally:
         follower.close()
+
+
+# ------------------------------------------------------------------------------------ at night
+
+SUBJECTS: Final = (
+    re.compile(r'raise_once\(f?"([^"{]+)'),
+    re.compile(r'Silence\(\s*subject="([^"]+)"'),
+    re.compile(r'^(?:STORE|_UNROUTABLE|_TELLING): Final = "([^"]+)"', re.MULTILINE),
+    re.compile(r'unusable, expiry = f"([^"{]+)'),
+    re.compile(r'unusable, expiry = f"[^"]+", f"([^"{]+)'),
+)
+"""How the subjects of alarms stand in the code, up to what is filled in."""
+
+
+def subjects() -> Iterator[str]:
+    for path in Path(str(edgecore.__file__)).parent.rglob("*.py"):
+        for pattern in SUBJECTS:
+            yield from pattern.findall(path.read_text(encoding="utf-8"))
+
+
+def test_the_page_says_of_every_alarm_what_to_do_at_night() -> None:
+    _, _, table = PAGE.read_text(encoding="utf-8").partition("| alarm | what it is | what to do |\n")
+    told = {
+        name
+        for row in table.partition("\n\n")[0].splitlines()
+        for name in re.findall(r"`([^`]+)`", row.split("|")[1])
+    }
+    found = set(subjects())
+    assert {
+        "batch system",
+        "message broker",
+        "status messages",
+        "store",
+        "host",
+        "alarm program",
+        "job ",
+    } <= found
+    assert [] == [name for name in found if not any(each.startswith(name) for each in told)]
