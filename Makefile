@@ -51,6 +51,11 @@ packages:
 		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
 		  .ci/install-package openssh-client && .ci/install-package openssh-server ssh; } || \
 		echo "sshd is missing (apt-get install openssh-server): transfers over SSH are not tested"
+	@test -x /usr/sbin/globus-gridftp-server -a -x /usr/bin/globus-url-copy || \
+		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && .ci/install-package openssl && \
+		  .ci/install-package globus-gass-copy-progs && \
+		  .ci/install-package globus-gridftp-server-progs globus-gridftp-server globus-gridftp-sshftp; } || \
+		echo "GridFTP is missing (apt-get install globus-gridftp-server-progs globus-gass-copy-progs): its driver is not tested"
 	@test -x /usr/sbin/slurmctld || \
 		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
 		  .ci/install-package munge munge && .ci/install-package slurm-wlm slurmctld slurmd; } || \
@@ -70,8 +75,8 @@ $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade 'pip>=25.1'
 
-$(STAMP): pyproject.toml drivers/scp/pyproject.toml drivers/slurm/pyproject.toml examples/driver/pyproject.toml $(BIN)/pip
-	$(BIN)/python -m pip install -q -e '.[cli]' -e drivers/scp -e drivers/slurm -e examples/driver --group dev
+$(STAMP): pyproject.toml drivers/gridftp/pyproject.toml drivers/scp/pyproject.toml drivers/slurm/pyproject.toml examples/driver/pyproject.toml $(BIN)/pip
+	$(BIN)/python -m pip install -q -e '.[cli]' -e drivers/gridftp -e drivers/scp -e drivers/slurm -e examples/driver --group dev
 	@touch $@
 
 # The event generator comes as a binary wheel only: compiling it takes half an hour.

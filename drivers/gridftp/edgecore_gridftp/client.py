@@ -1,0 +1,125 @@
+"""Let ``globus-url-copy`` carry content: one process for many files, with one log-in for all of them.
+
+Its exit code says little and an interrupted copy can end with 0, so that whoever calls this compares what arrived. It
+gets the one credential that the site names, an environment that holds no other, and our files as descriptors that
+are already open (``/proc/<pid>/fd/<n>``), so that no local name is looked up again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+from attrs import define, field, frozen
+
+from edgecore.carrying import Tally
+from edgecore.commands import CommandNotFound, run
+from edgecore.errors import ActionStopped, TransferInterrupted
+from edgecore_gridftp.text import MISSING, complaint, copy_command, pair_list, trouble
+
+__all__ = ["PROGRAM", "Client", "Load", "local_url"]
+
+PROGRAM: Final = "globus-url-copy"
+INSTALL: Final = "install globus-gass-copy-progs, or set PATH in [environment] set"
+_LONGEST_S: Final = 30 * 86_400.0
+_TICK_S: Final = 0.2
+_LINE_LIMIT: Final = 400
+"""A longer URL is cut off in the list that the client reads (at about 512 bytes), and not on its command line."""
+
+
+@frozen(kw_only=True)
+class Load:
+    """What one process carries."""
+
+    pairs: Sequence[tuple[str, str]]
+    """URLs, from and to."""
+    asked: str
+    """What it is for, for errors."""
+    fast: bool = False
+    """Keep data connections for the next file (MODE E). Who receives listens then, which may be us."""
+    parallel: int = 1
+    offset: int = 0
+    subjects: tuple[str, str] = ("", "")
+    """The names that the servers' certificates must have, from and to; empty: those of their hosts."""
+
+
+@define(eq=False)
+class Client:
+    """The installed program, with what is common to all its processes."""
+
+    environment: Mapping[str, str]
+    credential: str
+    """The file of the proxy; empty for anonymous transfers."""
+    options: Sequence[str]
+    turns: threading.BoundedSemaphore
+    """How many may run at the same time."""
+    program: str = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Look for the program now, so that its absence is known before the first job."""
+        path = self.environment.get("PATH", os.defpath)
+        self.program = shutil.which(PROGRAM, path=path) or ""
+
+    def carry(self, load: Load, tally: Tally, watch: Callable[[], None]) -> None:
+        """Carry it; *watch* is called about twice a second, and may raise. Raises TransferInterrupted, TransferRefused."""
+        if not self.program:
+            raise TransferInterrupted(f"cannot {load.asked}: {PROGRAM} is not installed; {INSTALL}")
+        command = copy_command(
+            self.program,
+            credential=self.credential,
+            fast=load.fast,
+            parallel=load.parallel,
+            offset=load.offset,
+            source_subject=load.subjects[0],
+            target_subject=load.subjects[1],
+            options=self.options,
+        )
+        listed = [pair for pair in load.pairs if max(map(len, pair)) <= _LINE_LIMIT]
+        with self._turn(tally):
+            if listed:
+                self._run([*command, "-f", "/dev/stdin"], pair_list(listed), load.asked, tally, watch)
+            for pair in load.pairs:
+                if max(map(len, pair)) > _LINE_LIMIT:
+                    self._run([*command, *pair], b"", load.asked, tally, watch)
+
+    def _run(
+        self, command: Sequence[str], stdin: bytes, asked: str, tally: Tally, watch: Callable[[], None]
+    ) -> None:
+        def unwanted() -> bool:
+            watch()
+            return tally.halted
+
+        try:
+            result = run(
+                command,
+                timeout_s=_LONGEST_S,
+                environment=self.environment,
+                stdin=stdin,
+                unwanted=unwanted,
+            )
+        except ActionStopped:
+            tally.check()  # raises: nobody else stops it
+            raise
+        except CommandNotFound as error:
+            raise TransferInterrupted(f"cannot {asked}: {error}; {INSTALL}") from error
+        if result.exit_code != 0:
+            said = complaint(result.errors) or complaint(result.output) or f"exit code {result.exit_code}"
+            raise trouble(asked, f"{PROGRAM}: {said}", transient=MISSING)
+
+    @contextmanager
+    def _turn(self, tally: Tally) -> Iterator[None]:
+        while not self.turns.acquire(timeout=_TICK_S):
+            tally.beat()  # others move
+        try:
+            yield
+        finally:
+            self.turns.release()
+
+
+def local_url(opened: int) -> str:
+    """Return the URL of a file that this process holds open."""
+    return f"file:///proc/{os.getpid()}/fd/{opened}"

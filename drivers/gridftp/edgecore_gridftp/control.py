@@ -1,0 +1,296 @@
+"""Speak to a GridFTP server: list, make, compare, rename; many commands in flight, answers in their order.
+
+``globus-url-copy`` carries content, and neither renames nor tells sizes; so that this is a control channel of our
+own, beside the client's. No data connection is ever opened here: listings come by MLSC, on the same channel.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from attrs import define, field, frozen
+
+from edgecore.carrying import Tally
+from edgecore.errors import TransferInterrupted, TransferRefused
+from edgecore_gridftp.gsi import Credential, Seal
+from edgecore_gridftp.place import Place
+from edgecore_gridftp.text import MISSING, Entry, Reply, parse_entry, trouble
+
+__all__ = ["Control", "Server"]
+
+_WINDOW: Final = 128
+_TICK_S: Final = 0.5
+_READ_BYTES: Final = 256 * 1024
+_REPLY_LIMIT_BYTES: Final = 256 * 1024 * 1024
+_FINAL: Final = 200
+_ERROR: Final = 400
+_SEALED: Final = (b"631", b"632", b"633")
+_DONE: Final = 230
+_END: Final = b"\r\n"
+_ALGORITHMS: Final = ("SHA256", "SHA512", "SHA1", "MD5", "ADLER32")
+
+
+@frozen(kw_only=True)
+class Server:
+    """Where to log in, as whom, and how long to wait for an answer."""
+
+    place: Place
+    credential: Credential | None
+    """None for anonymous ``ftp://``."""
+    answer_s: float
+
+
+@define(eq=False)
+class Control:
+    """One connection; used by one thread at a time."""
+
+    server: Server
+    tally: Tally
+    features: dict[str, str] = field(factory=dict, init=False)
+    """FEAT: the first word of each line -> the rest."""
+    broken: bool = field(default=False, init=False)
+    _socket: socket.socket | None = field(default=None, init=False)
+    _seal: Seal | None = field(default=None, init=False)
+    _raw: bytearray = field(factory=bytearray, init=False)
+    _plain: bytearray = field(factory=bytearray, init=False)
+
+    @property
+    def name(self) -> str:
+        """The server, for people."""
+        return self.server.place.server
+
+    # -------------------------------------------------------------------------------- log in
+
+    def connect(self) -> Control:
+        """Connect and log in. Raises TransferRefused, TransferInterrupted."""
+        place, credential = self.server.place, self.server.credential
+        if credential is not None:
+            credential.check()
+        try:
+            self._socket = socket.create_connection((place.host, place.port), timeout=self.server.answer_s)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError as error:
+            raise trouble(f"reach {self.name}", _said(error)) from error
+        try:
+            self._log_in(credential)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _log_in(self, credential: Credential | None) -> None:
+        asked = f"log in to {self.name}"
+        self._expect(asked, self._final(), below=300)
+        user = b"anonymous"
+        if credential is not None:
+            self._expect(asked, self.ask(b"AUTH GSSAPI"), below=_ERROR)
+            seal = Seal.made(credential, self.server.place.host)
+            seal.shake_hands(self.ask, credential, self.name)
+            self._seal, user = seal, b":globus-mapping:"
+        reply = self.ask(b"USER " + user)
+        if reply.code != _DONE:
+            self._expect(asked, reply, below=_ERROR)
+            self._expect(asked, self.ask(b"PASS edgecore@"), below=300)
+        for line in self._expect(asked, self.ask(b"FEAT"), below=300).lines:
+            word, _, rest = line.strip().decode("utf-8", "replace").partition(" ")
+            self.features[word.upper()] = rest
+        if "MLSC" not in self.features:
+            raise TransferRefused(
+                f"{self.name} does not know the command MLSC, by which trees are listed; it is no GridFTP server that "
+                "this driver can use"
+            )
+        self.ask(
+            b"OPTS CKSM markers=1;"
+        )  # signs of life while it reads a long file; not every server knows it
+
+    def _expect(self, asked: str, reply: Reply, *, below: int) -> Reply:
+        if reply.code >= below:
+            raise trouble(asked, reply.words)
+        return reply
+
+    def close(self) -> None:
+        """Hang up."""
+        self.broken = True
+        if self._socket is not None:
+            self._socket.close()
+
+    # ------------------------------------------------------------------------------- commands
+
+    def ask(self, command: bytes) -> Reply:
+        """Send one command; return its answer."""
+        (reply,) = self.exchange([command])
+        return reply
+
+    def exchange(self, commands: Iterable[bytes]) -> Iterator[Reply]:
+        """Send commands, many in flight; yield their final answers in order. Raises TransferInterrupted."""
+        todo, flying, more = iter(commands), 0, True
+        try:
+            while more or flying:
+                fresh = list[bytes]()
+                while more and flying < _WINDOW and (fresh or flying <= _WINDOW // 2):  # few, large packets
+                    command = next(todo, None)
+                    if command is None:
+                        more = False
+                        break
+                    fresh.append(command)
+                    flying += 1
+                if fresh:
+                    self._send(fresh)
+                if flying:
+                    reply = self._final()
+                    flying -= 1
+                    yield reply
+        finally:
+            if flying:
+                self.close()  # what is answered later must not be taken for the answer to something else
+
+    def do(self, asked: str, command: bytes, *, transient: frozenset[str] = frozenset()) -> Reply:
+        """Send one command that must succeed. Raises TransferRefused, TransferInterrupted."""
+        reply = self.ask(command)
+        if reply.code >= _ERROR:
+            raise trouble(asked, reply.words, transient=transient)
+        return reply
+
+    def do_all(self, commands: Iterable[tuple[Callable[[], str], bytes]]) -> None:
+        """Send commands that must succeed; each comes with what it is for."""
+        notes: list[Callable[[], str]] = []
+
+        def lines() -> Iterator[bytes]:
+            for asked, command in commands:
+                notes.append(asked)
+                yield command
+
+        for number, reply in enumerate(self.exchange(lines())):
+            self.tally.beat()
+            if reply.code >= _ERROR:
+                raise trouble(notes[number](), reply.words)
+
+    def look(self, asked: str, path: bytes) -> Entry:
+        """Return what stands at a path; links are followed there. Raises TransferRefused."""
+        reply = self.do(asked, b"MLST " + path)
+        for line in reply.lines:
+            if (found := parse_entry(line)) is not None:
+                return found
+        raise trouble(asked, f"{self.name} says nothing of it: {reply.words}")
+
+    def sizes(self, paths: Iterable[bytes]) -> Iterator[int]:
+        """Yield the sizes of files; 0 for what is not there."""
+        for reply in self.exchange(b"SIZE " + path for path in paths):
+            text = reply.lines[0].strip() if reply.lines else b""
+            yield int(text) if reply.code < _ERROR and text.isdigit() else 0
+
+    def algorithm(self, preferred: str) -> str:
+        """Return the checksum to compare: the preferred one, else the best that the server knows, else nothing."""
+        known = {each.partition(":")[0].upper() for each in self.features.get("CKSM", "").split(";")} - {""}
+        if "CKSM" in self.features and not known:
+            known = {preferred}
+        return next((each for each in (preferred, *_ALGORITHMS) if each in known), "")
+
+    def digests(self, algorithm: str, paths: Iterable[bytes], names: Callable[[bytes], str]) -> Iterator[str]:
+        """Yield the checksums of files, in hexadecimal. Raises TransferRefused, TransferInterrupted."""
+        wanted = list(paths)
+        commands = (b"CKSM %s 0 -1 %s" % (algorithm.encode(), path) for path in wanted)
+        for path, reply in zip(wanted, self.exchange(commands), strict=True):
+            self.tally.beat()
+            if reply.code >= _ERROR:
+                raise trouble(f"compute the checksum of {names(path)}", reply.words, transient=MISSING)
+            yield reply.lines[0].strip().decode("ascii", "replace").lower()
+
+    # --------------------------------------------------------------------------------- inside
+
+    def _send(self, commands: Iterable[bytes]) -> None:
+        wire = b"".join(
+            line + _END
+            for command in commands
+            for line in [command if self._seal is None else self._seal.close(command + _END)]
+        )
+        assert self._socket is not None
+        try:
+            self._socket.settimeout(self.server.answer_s)
+            self._socket.sendall(wire)
+        except OSError as error:
+            self.close()
+            raise trouble(f"speak to {self.name}", _said(error)) from error
+
+    def _final(self) -> Reply:
+        """Return the next answer that is no mere sign of life."""
+        while (reply := self._reply()).code < _FINAL:
+            self.tally.beat()
+        return reply
+
+    def _reply(self) -> Reply:
+        first = self._line()
+        code = first[:3]
+        if not code.isdigit():
+            self.close()
+            raise TransferInterrupted(f"{self.name} says {first[:80]!r}, which is no answer of an FTP server")
+        lines, size = [first[4:]], 0
+        if first[3:4] == b"-":
+            while (line := self._line())[:4] != code + b" ":
+                lines.append(line[4:] if line[:4] == code + b"-" else line)
+                size += len(line)
+                if size > _REPLY_LIMIT_BYTES:
+                    self.close()
+                    raise TransferRefused(f"{self.name} answers without an end")
+            lines.append(line[4:])
+        return Reply(int(code), tuple(lines))
+
+    def _line(self) -> bytes:
+        while True:
+            end = self._plain.find(_END)
+            if end >= 0:
+                line = bytes(self._plain[:end])
+                del self._plain[: end + 2]
+                return line
+            self._fill()
+
+    def _fill(self) -> None:
+        """Get more of what the server says."""
+        if self._seal is None:
+            self._plain += self._receive()
+            return
+        while (end := self._raw.find(_END)) < 0:
+            self._raw += self._receive()
+        line = bytes(self._raw[:end])
+        del self._raw[: end + 2]
+        if line[:3] not in _SEALED:
+            self._plain += line + _END
+            return
+        try:
+            self._plain += self._seal.open(line[4:])
+        except (ssl.SSLError, ValueError) as error:
+            self.close()
+            raise TransferInterrupted(f"{self.name} says what cannot be unsealed: {error}") from error
+
+    def _receive(self) -> bytes:
+        assert self._socket is not None
+        deadline = time.monotonic() + self.server.answer_s
+        self._socket.settimeout(min(_TICK_S, self.server.answer_s))
+        while True:
+            try:
+                came = self._socket.recv(_READ_BYTES)
+            except TimeoutError:
+                self.tally.check()
+                if time.monotonic() > deadline:
+                    self.close()
+                    raise TransferInterrupted(
+                        f"{self.name} gave no answer for {self.server.answer_s:g} s; is it, or the network to it, hanging?"
+                    ) from None
+                continue
+            except OSError as error:
+                self.close()
+                raise trouble(f"hear from {self.name}", _said(error)) from error
+            if not came:
+                self.close()
+                raise TransferInterrupted(
+                    f"{self.name} closed the connection; did it end, or a firewall cut it?"
+                )
+            return came
+
+
+def _said(error: OSError) -> str:
+    return "timed out" if isinstance(error, TimeoutError) else error.strerror or str(error)

@@ -1,0 +1,191 @@
+"""Prove who we are with a grid proxy, believe only servers of known authorities, and seal a control channel.
+
+GSI is TLS whose records travel as base64 in the FTP commands ADAT and ENC (RFC 2228, GFD.24). Python's ``ssl``
+does the TLS. After the handshake the client says with one byte whether it hands over its credential: this
+channel never does. The content of files does not come this way: ``globus-url-copy`` carries it, which
+checks signing policies, too.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from attrs import define, field, frozen
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from edgecore.errors import TransferInterrupted, TransferRefused
+from edgecore_gridftp.text import Reply, trouble
+
+__all__ = ["Credential", "Seal", "name_of"]
+
+_NO_DELEGATION: Final = b"0"
+_ENOUGH: Final = 235
+_MORE: Final = (334, 335)
+_READ_BYTES: Final = 1024 * 1024
+_RENEW: Final = "make one there with grid-proxy-init, voms-proxy-init or myproxy-logon"
+
+
+@frozen(kw_only=True)
+class Credential:
+    """What proves who we are, and whom to believe."""
+
+    proxy: str
+    authorities: str
+    subject: str = ""
+    """The name that the server's certificate must have; empty: that of the host in the URL."""
+
+    def ends(self) -> datetime:
+        """Return when the first certificate of the proxy expires. Raises OSError, ValueError."""
+        certificates = x509.load_pem_x509_certificates(Path(self.proxy).read_bytes())
+        return min(certificate.not_valid_after_utc for certificate in certificates)
+
+    def check(self) -> None:
+        """See that the proxy is there and has not expired. Raises TransferInterrupted: it may be renewed."""
+        if not self.proxy:
+            raise TransferRefused(
+                "gsiftp:// needs a grid proxy: name its file in the site's table (proxy = ...)"
+            )
+        try:
+            ends = self.ends()
+        except OSError as error:
+            words = f"cannot read the grid proxy {self.proxy}: {error.strerror}; {_RENEW}"
+            raise TransferInterrupted(words) from error
+        except ValueError as error:
+            raise TransferInterrupted(f"{self.proxy} is no grid proxy ({error}); {_RENEW}") from error
+        if ends <= datetime.now(UTC):
+            raise TransferInterrupted(
+                f"the grid proxy {self.proxy} expired at {ends:%Y-%m-%d %H:%M} UTC; {_RENEW}"
+            )
+
+    def context(self) -> ssl.SSLContext:
+        """Return how to speak TLS as this credential. Raises TransferInterrupted."""
+        self.check()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = not self.subject
+        try:
+            context.load_verify_locations(capath=self.authorities)
+            context.load_cert_chain(self.proxy)
+        except (OSError, ValueError) as error:  # SSLError is an OSError
+            raise TransferInterrupted(
+                f"cannot use the grid proxy {self.proxy} with the authorities in {self.authorities}: {error}; {_RENEW}"
+            ) from error
+        if self._has_revocations():
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+        return context
+
+    def environment(self) -> dict[str, str]:
+        """Return what tells the client of it; nothing else than this proxy is ever taken."""
+        return {"X509_USER_PROXY": self.proxy, "X509_CERT_DIR": self.authorities}
+
+    def _has_revocations(self) -> bool:
+        """Tell whether there is a list of revoked certificates beside every authority; OpenSSL wants all or none."""
+        found = {name for name in os.listdir(self.authorities) if name.endswith((".0", ".r0"))}
+        authorities = {name.removesuffix(".0") for name in found if name.endswith(".0")}
+        return bool(authorities) and all(f"{name}.r0" in found for name in authorities)
+
+
+@define(eq=False)
+class Seal:
+    """Seal what is said to one server, and open what it says."""
+
+    tls: ssl.SSLObject
+    came: ssl.MemoryBIO
+    goes: ssl.MemoryBIO
+    _established: bool = field(default=False, init=False)
+
+    @classmethod
+    def made(cls, credential: Credential, host: str) -> Seal:
+        """Begin to speak with *host*."""
+        came, goes = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = credential.context().wrap_bio(came, goes, server_hostname=host)
+        return cls(tls, came, goes)
+
+    def shake_hands(self, ask: Callable[[bytes], Reply], credential: Credential, server: str) -> None:
+        """Exchange tokens until the server has seen enough. Raises TransferRefused, TransferInterrupted."""
+        asked = f"log in to {server}"
+        while True:
+            token = self._next_token(asked)
+            reply = ask(b"ADAT " + base64.b64encode(token))
+            if reply.code not in (*_MORE, _ENOUGH):
+                raise trouble(asked, reply.words)
+            self._take(reply)
+            if reply.code == _ENOUGH:
+                break
+        if not self._established:
+            raise TransferRefused(
+                f"cannot {asked}: the server ended the handshake before it had shown who it is"
+            )
+        self._see_name(credential, server)
+
+    def _next_token(self, asked: str) -> bytes:
+        try:
+            if not self._established:
+                with suppress(ssl.SSLWantReadError):
+                    self.tls.do_handshake()
+                    self._established = True
+            token = self.goes.read()
+            if not token and self._established:
+                with suppress(ssl.SSLWantReadError):
+                    self.tls.read(_READ_BYTES)  # with TLS 1.3 the server says something first
+                self.tls.write(_NO_DELEGATION)
+                token = self.goes.read()
+        except ssl.SSLCertVerificationError as error:
+            raise TransferRefused(
+                f"cannot {asked}: its certificate is not believed: {error.verify_message}; compare the authorities, "
+                "and whether the certificate names this host (if not: subject)"
+            ) from error
+        except ssl.SSLError as error:
+            raise TransferInterrupted(f"cannot {asked}: {error}") from error
+        if not token:
+            raise TransferInterrupted(
+                f"cannot {asked}: the server asks for more, and there is nothing to tell"
+            )
+        return token
+
+    def _take(self, reply: Reply) -> None:
+        for line in reply.lines:
+            _, found, token = line.partition(b"ADAT=")
+            if found:
+                self.came.write(base64.b64decode(token))
+
+    def _see_name(self, credential: Credential, server: str) -> None:
+        certificate = self.tls.getpeercert(binary_form=True)
+        assert certificate is not None  # there is no handshake without
+        found = name_of(x509.load_der_x509_certificate(certificate).subject)
+        if credential.subject and found != credential.subject:
+            raise TransferRefused(
+                f"{server} is {found}, and not {credential.subject} as the site says (subject)"
+            )
+
+    def close(self, line: bytes) -> bytes:
+        """Return a sealed command."""
+        self.tls.write(line)
+        return b"ENC " + base64.b64encode(self.goes.read())
+
+    def open(self, sealed: bytes) -> bytes:
+        """Return what stands in a sealed reply. Raises ssl.SSLError."""
+        self.came.write(base64.b64decode(sealed))
+        content = b""
+        with suppress(ssl.SSLWantReadError):
+            while more := self.tls.read(_READ_BYTES):
+                content += more
+        return content
+
+
+def name_of(name: x509.Name) -> str:
+    """Write a name as the grid does: ``/DC=org/CN=Alice``."""
+    texts = []
+    for attribute in name:
+        email = attribute.oid == NameOID.EMAIL_ADDRESS
+        key = "emailAddress" if email else attribute.rfc4514_attribute_name
+        value = attribute.value
+        texts.append(f"/{key}={value if isinstance(value, str) else value.hex()}")
+    return "".join(texts)

@@ -1,0 +1,88 @@
+"""Read ``gsiftp://`` and ``ftp://`` URLs, and write those that the client is given."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+from urllib.parse import quote, unquote_to_bytes
+
+from attrs import frozen
+
+from edgecore.errors import TransferRefused
+
+__all__ = ["Place", "below", "parse_url"]
+
+_URL: Final = re.compile(
+    r"(?P<scheme>gsiftp|ftp)://(?:(?P<user>[^/@]*)@)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^/@:\[\]]+)(?::(?P<port>[0-9]{1,5}))?(?P<path>/.*)?",
+    re.DOTALL,
+)
+_HOST: Final = re.compile(r"[A-Za-z0-9_.:%][A-Za-z0-9_.:%-]*")
+_PORTS: Final = {"gsiftp": 2811, "ftp": 21}
+
+
+@frozen
+class Place:
+    """What a URL says."""
+
+    scheme: str
+    host: str
+    port: int
+    path: bytes
+    """From the root of the server, without a slash at its end."""
+
+    @property
+    def server(self) -> str:
+        """The server for people, and the beginning of every URL there."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+    @property
+    def secure(self) -> bool:
+        """Tell whether both sides prove who they are."""
+        return self.scheme == "gsiftp"
+
+    def url_of(self, path: bytes) -> str:
+        """Return the URL of another path there, with every byte escaped that could mean something."""
+        return self.server + quote(path, safe="/")
+
+
+def parse_url(url: str) -> Place:
+    """Return what a URL says. Raises TransferRefused."""
+    found = _URL.fullmatch(url)
+    if found is None:
+        shown = re.sub(r"//[^/@]*@", "//...@", url)
+        raise TransferRefused(
+            f"{shown} is not of the form gsiftp://host[:port]/path or ftp://host[:port]/path"
+        )
+    host = found["host"].strip("[]")
+    if found["user"] is not None:
+        raise TransferRefused(
+            f"{found['scheme']}://...@{host} names a user; remove it: the credential says who we are (gsiftp), "
+            "or nobody does (ftp)"
+        )
+    if not _HOST.fullmatch(host):
+        raise TransferRefused(f"{url} names no host that could exist")
+    port = int(found["port"] or _PORTS[found["scheme"]])
+    if not 0 < port < 65536:
+        raise TransferRefused(f"{url} names port {port}; there are 1 to 65535")
+    return Place(found["scheme"], host, port, _path(found["path"] or "/", url))
+
+
+def _path(text: str, url: str) -> bytes:
+    if bad := re.search(r"[?#]|%(?![0-9A-Fa-f]{2})|%00|%0[dD]|%2[fF]|\r", text):
+        raise TransferRefused(
+            f"{url} holds {bad[0]!r}, which cannot stand in a path; write ?, # and % that belong to a name "
+            "as %3F, %23 and %25"
+        )
+    names = [unquote_to_bytes(part) for part in text.split("/") if part]
+    if {b".", b".."} & set(names):
+        raise TransferRefused(f"{url} must name a place without '.' and '..'")
+    return b"/" + b"/".join(names)
+
+
+def below(base: bytes, parts: Sequence[str]) -> bytes:
+    """Return the path of a place below *base*."""
+    return (
+        b"/".join((base.rstrip(b"/"), *(part.encode("utf-8", "surrogateescape") for part in parts))) or b"/"
+    )

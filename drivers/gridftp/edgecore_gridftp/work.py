@@ -1,0 +1,227 @@
+"""Hold what a transfer needs in either direction: the server, how far it is, how content is compared, batches."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from attrs import Factory, define, field, frozen
+
+from edgecore.carrying import Halted, Tally
+from edgecore.trees import File, Parts, Plan, shown
+from edgecore_gridftp.client import Client
+from edgecore_gridftp.control import Control, Server
+from edgecore_gridftp.place import below
+
+__all__ = ["RESUME_BYTES", "Piece", "Trip", "Ways", "identity", "local_digest", "together"]
+
+RESUME_BYTES: Final = 1024 * 1024
+"""A shorter beginning of a file is not worth a look."""
+_BATCH_FILES: Final = 250
+"""Each is open while it is carried, and a process may have about 1,000 open files."""
+_BATCH_BYTES: Final = 512 * 1024 * 1024
+_ALONE_BYTES: Final = 64 * 1024 * 1024
+_HOLES_BYTES: Final = 16 * 1024 * 1024
+_CHUNK_BYTES: Final = 1024 * 1024
+
+
+@frozen(kw_only=True)
+class Ways:
+    """How files are carried; the driver's keys."""
+
+    checksum: str
+    """The algorithm to prefer, in capitals; empty: sizes only."""
+    streams: int
+    parallel: int
+    parallel_from_bytes: int
+    listen: bool
+
+
+@define(eq=False)
+class Piece:
+    """One file on its way."""
+
+    parts: Parts
+    file: File
+    remote: bytes
+    """Its path there, under its final name."""
+    alone: bool
+    """Whether it is carried by a process of its own, and continued where it broke off."""
+    start: int = 0
+    """Up to where a former transfer had brought it, as far as we know."""
+    digest: str = ""
+    """The source's checksum, where it is known."""
+    counted: int = 0
+    """How many of its bytes were told as moved, so that none is told twice."""
+
+    @property
+    def shown(self) -> str:
+        """Its place in the tree, for people."""
+        return shown("/".join((*self.parts, self.file.name)))
+
+    @property
+    def whole(self) -> bool:
+        """Tell whether a former transfer had brought all of it, as far as we know."""
+        return self.start > 0 and self.start == self.file.size_bytes
+
+
+@define
+class Trip:
+    """One transfer, seen from one server."""
+
+    server: Server
+    client: Client
+    base: bytes
+    """The directory there."""
+    peer_name: str
+    """That directory for people: a URL."""
+    ways: Ways
+    tally: Tally = Factory(Tally)
+    algorithm: str = ""
+    """The checksum that is compared; empty: sizes only."""
+    _idle: list[Control] = Factory(list)
+    _lock: threading.Lock = field(factory=threading.Lock)
+
+    @contextmanager
+    def control(self) -> Iterator[Control]:
+        """Borrow a connection; the first one tells what the server can do."""
+        with self._lock:
+            borrowed = self._idle.pop() if self._idle else None
+        borrowed = borrowed or Control(self.server, self.tally).connect()
+        self.algorithm = borrowed.algorithm(self.ways.checksum) if self.ways.checksum else ""
+        try:
+            yield borrowed
+        finally:
+            with self._lock:
+                if not borrowed.broken:
+                    self._idle.append(borrowed)
+
+    def close(self) -> None:
+        """Hang up everywhere."""
+        with self._lock:
+            while self._idle:
+                self._idle.pop().close()
+
+    @property
+    def verified(self) -> str:
+        """Say how content was compared."""
+        return self.algorithm.lower() or "size"
+
+    def name_of(self, parts: Iterable[str]) -> str:
+        """Name a place there for people."""
+        return "/".join((self.peer_name.rstrip("/"), *map(shown, parts)))
+
+    def url_of(self, path: bytes) -> str:
+        """Return the URL of a path there, for the client."""
+        return self.server.place.url_of(path)
+
+    @property
+    def subject(self) -> str:
+        """The name that the server's certificate must have; empty: that of its host."""
+        return self.server.credential.subject if self.server.credential else ""
+
+    def moved(self, piece: Piece, offset: int) -> None:
+        """Note that a file arrived up to *offset*."""
+        offset = min(offset, piece.file.size_bytes)
+        if offset > piece.counted:
+            self.tally.beat(offset - piece.counted)
+            piece.counted = offset
+
+    def arrived(self, piece: Piece, *, skipped: bool) -> None:
+        """Note that a file stands under its final name."""
+        self.moved(piece, piece.file.size_bytes)
+        if self.algorithm:
+            path = "/".join((*piece.parts, piece.file.name))
+            self.tally.checksums[path] = f"{self.algorithm.lower()}:{piece.digest}"
+        self.tally.arrived(skipped=skipped)
+
+    def pieces(self, plan: Plan) -> Iterator[list[Piece]]:
+        """Cut the files of a plan into batches of bounded number and size; a long file is one of its own."""
+        batch, size = list[Piece](), 0
+        for directory in plan.directories:
+            for file in directory.files:
+                remote = below(self.base, (*directory.parts, file.source))
+                if file.size_bytes >= _ALONE_BYTES:
+                    yield [Piece(directory.parts, file, remote, alone=True)]
+                    continue
+                batch.append(Piece(directory.parts, file, remote, alone=False))
+                size += file.size_bytes
+                if len(batch) >= _BATCH_FILES or size >= _BATCH_BYTES:
+                    yield batch
+                    batch, size = [], 0
+        if batch:
+            yield batch
+
+    def parallel(self, piece: Piece) -> int:
+        """Return how many data connections carry one file."""
+        long = piece.alone and piece.file.size_bytes >= self.ways.parallel_from_bytes
+        return self.ways.parallel if long else 1
+
+    def start(self, piece: Piece, held: int) -> int:
+        """Return from where to go on with a file of which *held* bytes seem to be there.
+
+        Only a checksum tells in the end whether they are right: parallel streams leave holes, mostly near the end.
+        """
+        size = piece.file.size_bytes
+        if not self.algorithm or held > size or (held < size and not piece.alone):
+            return 0
+        if held == size:
+            return held
+        if self.ways.parallel > 1:
+            held -= self.ways.parallel * _HOLES_BYTES
+        return held if held >= RESUME_BYTES else 0
+
+
+def local_digest(opened: int, algorithm: str, beat: Callable[[], None]) -> str:
+    """Return the checksum of an open local file, as servers write it."""
+    offset, adler = 0, 1
+    digest = None if algorithm == "ADLER32" else hashlib.new(algorithm.lower(), usedforsecurity=False)
+    while block := os.pread(opened, _CHUNK_BYTES, offset):
+        if digest is None:
+            adler = zlib.adler32(block, adler)
+        else:
+            digest.update(block)
+        offset += len(block)
+        beat()
+    return f"{adler:08x}" if digest is None else digest.hexdigest()
+
+
+def together(
+    first: Callable[[Callable[[], None]], object], second: Callable[[], object], tally: Tally
+) -> None:
+    """Do *first* in a thread beside *second*; raise what either raises. *first* is given what ends it early."""
+    errors: list[BaseException] = []
+    unwanted = threading.Event()
+
+    def check() -> None:
+        tally.check()
+        if unwanted.is_set():
+            raise Halted
+
+    def work() -> None:
+        try:
+            first(check)
+        except BaseException as error:  # raised below, in the thread that waits
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name="gridftp checksum", daemon=True)
+    thread.start()
+    try:
+        second()
+    except BaseException:
+        unwanted.set()
+        raise
+    finally:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def identity(info: os.stat_result) -> tuple[int, int, int]:
+    """Return what changes when a file does."""
+    return info.st_size, info.st_mtime_ns, info.st_ctime_ns
