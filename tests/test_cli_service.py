@@ -108,6 +108,10 @@ def test_a_second_service_of_a_site_is_refused_in_words_or_silently_where_cron_s
 
 def test_the_runner_of_the_example_prints_the_jobs_that_finished(live: Live) -> None:
     runner = Path(__file__).parents[1] / "examples" / "balsam" / "runner.py"
+    _, err = (refused := live.start(str(runner), str(live.base / "nowhere.toml"))).communicate(
+        timeout=DEADLINE_S
+    )
+    assert (2, True) == (refused.returncode, err.startswith("error: "))
 
     with live.service(str(runner), str(live.file)) as service:
         live.edgecore("submit", str(live.base / "hello.json"), "--wait")

@@ -113,6 +113,7 @@ def test_a_silent_batch_system_and_its_alarm_are_seen_while_they_last(edge: Edge
     edge.wait_alarm("batch system")
     edge.until(lambda: Numbers(file)("alarms_active") == 1)
     assert (Numbers(file)("listing_failures_total", "observe") or 0) > 0
+    assert (Numbers(file)("last_success_timestamp_seconds", "engine") or 0) > 1_700_000_000
     before = Numbers(file)("last_success_timestamp_seconds", "listing") or 0
 
     edge.scheduling.down = ""

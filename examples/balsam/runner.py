@@ -30,7 +30,9 @@ def main() -> None:
     try:
         edgecore.run_site(options.site, plugins=[Announcer()])
     except edgecore.EdgeError as error:
-        parser.exit(1, f"error: {error}\n")
+        # 2: a file must be corrected, and what supervises us need not try again; 1: it may.
+        code = 2 if isinstance(error, edgecore.errors.ConfigurationError) else 1
+        parser.exit(code, f"error: {error}\n")
 
 
 if __name__ == "__main__":
