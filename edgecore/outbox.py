@@ -30,6 +30,8 @@ __all__ = ["Outbox"]
 log = logging.getLogger(__name__)
 
 _MOST_AT_ONCE: Final = 500
+_GATHER_S: Final = 0.05
+"""What becomes durable so soon after a sending goes together: each sending costs the disk as much as a change does."""
 _MOST_APART: Final = 1_000
 _UNROUTABLE: Final = "status messages"
 
@@ -94,6 +96,7 @@ class Outbox:
                 if self._silence.failures:
                     self._stop.wait(self.backoff.after(self._silence.failures))
                 else:
+                    self._stop.wait(_GATHER_S)
                     self._news.wait(self.backoff.longest_s)
 
     def _empty(self, reader: Reader) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 
 import pytest
 from scripted import Edge
@@ -12,7 +13,7 @@ import edgecore.outbox
 from edgecore.backoff import Backoff
 from edgecore.models import Delivery, OutgoingMessage
 from edgecore.models import JobState as S
-from edgecore.reader import Reader
+from edgecore.reader import OutboxEntry, Reader
 
 INIT = edgecore.outbox.Outbox.__init__
 
@@ -61,6 +62,25 @@ def test_messages_carry_exchange_key_and_an_id_of_their_own(edge: Edge) -> None:
     edge.until(lambda: len(edge.broker.sent) == finished.sequence)
     assert {("hpc", "balsam_job_status")} == {(m.exchange, m.key) for m in edge.broker.sent}
     assert finished.sequence == len({message.message_id for message in edge.broker.sent})
+
+
+def test_what_becomes_durable_soon_after_a_sending_goes_together(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, sendings = edgecore.outbox.Outbox._send, []
+
+    def counted(outbox: edgecore.outbox.Outbox, entries: Sequence[OutboxEntry]) -> Mapping[str, str]:
+        sendings.append(entries)
+        return send(outbox, entries)
+
+    monkeypatch.setattr(edgecore.outbox.Outbox, "_send", counted)
+    monkeypatch.setattr(edgecore.outbox, "_GATHER_S", 60.0)
+    edge.start()
+    edge.send()
+    finished = edge.wait("job", S.JOB_FINISHED)
+    edge.stop()  # which sends what is there
+    assert len(sendings) <= 2
+    assert list(range(1, finished.sequence + 1)) == about(edge, "job")
 
 
 def test_a_broker_that_goes_away_stops_nothing_but_messages_which_come_later_in_order(
