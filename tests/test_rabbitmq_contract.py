@@ -41,9 +41,23 @@ class TestAmqps(MessagingContract):
         return Server(rabbitmq, rabbitmq.settings(**_SOON))
 
 
+_SAME_AS_AMQPS = frozenset(
+    {
+        "test_a_waiting_consumer_of_another_process_wakes_promptly",
+        "test_between_several_producers_and_consumers_nothing_is_lost_or_doubled",
+        "test_settling_while_the_broker_is_away_is_unavailable_or_counts_nothing",
+        "test_waiting_costs_less_than_a_hundredth_of_a_core",
+        "test_what_was_declared_and_sent_is_there_after_a_restart",
+        "test_while_the_broker_is_away_every_hook_says_so_and_works_again_afterwards",
+    }
+)
+"""What the kind of a queue has no part in, or what a power failure shows as well; each starts the server or processes."""
+
+
 class TestAmqpWithClassicQueues(MessagingContract):
     driver = "amqp"
     live = True
+    by_hand = _SAME_AS_AMQPS
     prefetch = _PREFETCH
     forgets = "a classic queue writes acknowledgements down some time after it has answered"
 

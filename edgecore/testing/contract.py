@@ -54,6 +54,8 @@ class SchedulingTests:
     """The driver's name in ``[scheduling]``."""
     live: ClassVar[bool] = False
     """Whether the batch system of these tests is a real one."""
+    by_hand: ClassVar[frozenset[str]] = frozenset()
+    """Tests to mark as ``long``, where another class has shown the same or they take minutes."""
     cannot: ClassVar[Mapping[int | tuple[int, str], str]] = {}
     """Fault, or fault and variant -> why this batch system cannot show it. Those tests are skipped."""
     words: ClassVar[Mapping[Ending, str]] = {

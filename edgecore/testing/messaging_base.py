@@ -137,6 +137,8 @@ class MessagingBase:
     """Whether `broker` is the real server, not something that plays it."""
     cannot: ClassVar[Mapping[str, str]] = {}
     """A method of `MessageBroker` that cannot be had there -> why."""
+    by_hand: ClassVar[frozenset[str]] = frozenset()
+    """Tests to mark as ``long``, where another class has shown the same or they take minutes."""
     prefetch: ClassVar[int] = 0
     """How many messages a connection may hold beyond those that it was asked for."""
     forgets: ClassVar[str] = ""

@@ -10,11 +10,12 @@ from typing import Final
 
 import pytest
 
-__all__ = ["pytest_addoption", "pytest_collection_finish", "pytest_configure"]
+__all__ = ["pytest_addoption", "pytest_collection_finish", "pytest_configure", "pytest_itemcollected"]
 
 _MARKERS: Final = (
     "fault(number, variant): shows how a fault of the matrix is borne",
     "slow: starts processes or waits for them",
+    "long: takes long and is run by hand: pytest -m long",
 )
 
 # Not this package as a whole: it is imported already, as we are.
@@ -40,6 +41,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """Say what our markers mean."""
     for line in _MARKERS:
         config.addinivalue_line("markers", line)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark what a class of contract tests leaves to be run by hand."""
+    cls = getattr(item, "cls", None)
+    by_hand = getattr(cls, "by_hand", frozenset[str]())
+    if unknown := [name for name in by_hand if not hasattr(cls, name)]:
+        raise pytest.UsageError(f"by_hand of {item.nodeid} names what is no test of it: {', '.join(unknown)}")
+    if getattr(item, "originalname", None) in by_hand:
+        item.add_marker(pytest.mark.long)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

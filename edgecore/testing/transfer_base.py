@@ -92,6 +92,8 @@ class TransferBase:
     cannot: ClassVar[Mapping[str, str]] = {}
     """What cannot be done -> why: a method of `Peer`, or ``name <kind>`` for a kind of `ODD_NAMES` that the
     protocol cannot carry: such a name must be refused before anything moves."""
+    by_hand: ClassVar[frozenset[str]] = frozenset()
+    """Tests to mark as ``long``, where another class has shown the same or they take minutes."""
     links: ClassVar[Literal["kept", "refused"]] = "kept"
     """What becomes of symbolic links that stay inside their tree."""
     times_within_s: ClassVar[float] = 0.0
