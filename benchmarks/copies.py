@@ -24,6 +24,7 @@ from urllib.parse import quote
 from attrs import frozen
 
 from edgecore.builtin.copy import FileTransfer
+from edgecore.selection import EVERYTHING
 
 __all__ = ["main"]
 
@@ -106,7 +107,10 @@ def _cp(source: Path, target: Path, *, sync: bool) -> None:
 
 def _ours(source: Path, target: Path, *, compare: bool) -> None:
     report = FileTransfer(compare=compare).deliver(
-        directory=source, url="file://" + quote(os.fsencode(target)), progress=lambda update: None
+        directory=source,
+        url="file://" + quote(os.fsencode(target)),
+        progress=lambda update: None,
+        selection=EVERYTHING,
     )
     assert report.verified == ("bytes" if compare else "size")
 

@@ -26,6 +26,7 @@ from attrs import frozen
 from edgecore_scp import ScpTransfer
 
 from edgecore.models import SiteContext
+from edgecore.selection import EVERYTHING
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the server is the test suite's
 
@@ -182,7 +183,9 @@ def _driver(place: Path, server: Sshd, **more: bool) -> ScpTransfer:
 def _way(driver: ScpTransfer, direction: str, root: str) -> Way:
     def carry(source: Path, target: Path) -> None:
         if direction == "put":
-            driver.deliver(directory=source, url=f"{root}{target}", progress=lambda update: None)
+            driver.deliver(
+                directory=source, url=f"{root}{target}", progress=lambda update: None, selection=EVERYTHING
+            )
         else:
             driver.fetch(url=f"{root}{source}", directory=target, progress=lambda update: None)
 

@@ -44,6 +44,7 @@ from edgecore.models import (
     TransferReport,
     Verdict,
 )
+from edgecore.selection import Selection
 
 __all__ = ["OPTIONAL", "ROLES", "Lifecycle", "Messaging", "Scheduling", "Transfer", "hookimpl", "hookspec"]
 
@@ -152,8 +153,13 @@ class Transfer:
         raise NotImplementedError
 
     @hookspec(firstresult=True)
-    def deliver(self, directory: Path, url: str, progress: TransferProgress) -> TransferReport:
-        """Bring the content of *directory* to *url*, making directories; else as `fetch`."""
+    def deliver(
+        self, directory: Path, url: str, progress: TransferProgress, selection: Selection
+    ) -> TransferReport:
+        """Bring what *selection* takes of *directory* to *url*, making directories; else as `fetch`.
+
+        What is not taken is no reason to refuse. A driver that has no such argument is only asked for whole directories.
+        """
         raise NotImplementedError
 
     @hookspec(firstresult=True)

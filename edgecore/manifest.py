@@ -11,7 +11,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,7 @@ from attrs import define
 
 from edgecore.errors import TransferInterrupted
 from edgecore.parts import READ_FILE, own_directory
+from edgecore.selection import Selection
 from edgecore.trees import Directory, File, Parts, Plan, enter, explained, plan_tree, shown
 
 __all__ = ["MANIFEST", "Stocktaking"]
@@ -41,10 +42,15 @@ class Stocktaking:
     plan: Plan
 
     @classmethod
-    def begin(cls, directory: Path, check: Callable[[], None]) -> Stocktaking:
-        """Look. Raises TransferRefused for what cannot be delivered, as a driver would."""
+    def begin(cls, directory: Path, check: Callable[[], None], selection: Selection) -> Stocktaking:
+        """Look at what is selected. Raises TransferRefused for what cannot be delivered, as a driver would."""
         with own_directory(directory, make=False) as opened:
-            return cls(directory, check, plan_tree(opened, check))
+            return cls(directory, check, plan_tree(opened, check, selection))
+
+    def unmatched(self, patterns: Sequence[str]) -> list[str]:
+        """Return those *patterns* that no file and no link fits."""
+        names = [(*each.parts, one.name) for each in self.plan.directories for one in each.entries]
+        return [each for each in patterns if not any(map(Selection((each,)).takes, names))]
 
     def write(self, file: Path, told: Mapping[str, str], *, compute: bool) -> str:
         """Write the manifest, durable and all at once; return its SHA-256 in hexadecimal.

@@ -42,6 +42,7 @@ __all__ = [
     "Option",
     "OutgoingMessage",
     "Parameter",
+    "Pattern",
     "Plan",
     "ProbeReport",
     "Queue",
@@ -115,6 +116,14 @@ RelativePath: TypeAlias = Annotated[
     Text(
         rf"(?!/)(?!(?:[^/]*/)*\.\.?(?:/|\Z)){_PLAIN}{{1,255}}(?<!/)",
         "a relative path of up to 255 characters, without '..', '.' or control characters",
+    ),
+]
+Pattern: TypeAlias = Annotated[
+    str,
+    Text(
+        rf"(?!/)(?!.*//)(?!(?:[^/]*/)*\.\.?(?:/|\Z)){_PLAIN}{{1,255}}(?<!/)",
+        "a pattern such as *.root or log/**: relative, up to 255 characters, without '..', '.', empty parts or control "
+        "characters",
     ),
 ]
 Url: TypeAlias = Annotated[
@@ -275,6 +284,8 @@ class Application:
     """A program that builds the argument list instead: gets file names, prints a JSON array."""
     directory: str | None = None
     """Where configuration files are looked up after the job's data directory."""
+    stage_out: tuple[Pattern, ...] = ()
+    """What of a job's data is staged out, such as ``*.root`` and ``log/**``, besides what it printed; none for everything."""
     restartable: bool = False
     """Whether the batch system may start the same attempt again after it was interrupted."""
     max_nodes: Count | None = None

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 import pluggy
 from attrs import frozen
 
-from edgecore.errors import DriverUnusable, EdgeError, Problem, Veto
+from edgecore.errors import DriverUnusable, EdgeError, Problem, TransferRefused, Veto
 from edgecore.hookspecs import OPTIONAL, PROJECT, ROLES, Lifecycle, Messaging, Scheduling, Transfer
 from edgecore.models import (
     Answer,
@@ -44,6 +44,7 @@ from edgecore.models import (
     TransferReport,
     Verdict,
 )
+from edgecore.selection import EVERYTHING, Selection
 from edgecore.serial import nearest
 
 __all__ = [
@@ -320,15 +321,28 @@ class TransferRelay(_Relay):
         self, driver: object, site: SiteContext, *, layers: Sequence[object] = (), source: str = ""
     ) -> None:
         super().__init__("transfer", driver, layers, source)
+        self._selects = any(
+            one.plugin is driver and "selection" in one.argnames
+            for one in self._hooks.deliver.get_hookimpls()
+        )
         self.profile = self._opened(Transfer.open, TransferProfile, site)
 
     def fetch(self, *, url: str, directory: Path, progress: TransferProgress) -> TransferReport:
         """Bring what is at *url* into *directory*."""
         return self._ask(Transfer.fetch, url=url, directory=directory, progress=progress)
 
-    def deliver(self, *, directory: Path, url: str, progress: TransferProgress) -> TransferReport:
-        """Bring the content of *directory* to *url*."""
-        return self._ask(Transfer.deliver, directory=directory, url=url, progress=progress)
+    def deliver(
+        self, *, directory: Path, url: str, progress: TransferProgress, selection: Selection = EVERYTHING
+    ) -> TransferReport:
+        """Bring what is selected of *directory* to *url*. Raises TransferRefused where the driver cannot select."""
+        if selection.patterns and not self._selects:
+            raise TransferRefused(
+                f"the {self.source} delivers only whole directories, and {', '.join(selection.patterns)} is to be "
+                "delivered: use a version of it that takes a selection, or remove stage_out from the application"
+            )
+        return self._ask(
+            Transfer.deliver, directory=directory, url=url, progress=progress, selection=selection
+        )
 
     def probe(self, *, url: str) -> ProbeReport:
         """Tell whether *url* can be reached and read."""

@@ -17,6 +17,7 @@ from edgecore.errors import ActionFailed, TransferRefused, TransferStopped
 from edgecore.manifest import MANIFEST, Stocktaking
 from edgecore.models import Job, JobState, TransferProgress, TransferReport, TransferUpdate
 from edgecore.rows import TransferRecord
+from edgecore.selection import Selection
 from edgecore.store import Change
 from edgecore.workplace import Workplace
 
@@ -25,6 +26,8 @@ __all__ = ["Staging"]
 S = JobState
 
 _NOTE_EVERY_S: Final = 5.0
+_PRINTED: Final = ("stdout.*.txt", "stderr.*.txt")
+"""What a job has said always goes: by it its sender learns why."""
 
 
 @define(eq=False, kw_only=True)
@@ -64,15 +67,28 @@ class Staging:
         url = job.definition.output_url
         assert url is not None
         begun, relay, data = self.clock.now(), self._relay(url), self.place.data(job)
-        stock = Stocktaking.begin(data, lambda: self._check_wanted(job, "staging out"))
-        report = relay.deliver(directory=data, url=url, progress=self._progress(job, "staging out"))
+        wanted = self._wanted(job)
+        selection = Selection((*wanted, *_PRINTED) if wanted else ())
+        stock = Stocktaking.begin(data, lambda: self._check_wanted(job, "staging out"), selection)
+        report = relay.deliver(
+            directory=data, url=url, progress=self._progress(job, "staging out"), selection=selection
+        )
         digest = stock.write(
             self.place.run(job).path / MANIFEST, report.checksums, compute=self.config.manifest.checksums
         )
-        listed = f"manifest run/{self.place.run(job).path.name}/{MANIFEST} sha256:{digest}"
-        message = job.message if state is S.JOB_FAILED else f"{_summary(report)}; {listed}"
+        message = job.message
+        if state is not S.JOB_FAILED:
+            nothing = ", ".join(stock.unmatched(wanted))
+            missed = f"; nothing fits {nothing}" if nothing else ""
+            listed = f"manifest run/{self.place.run(job).path.name}/{MANIFEST} sha256:{digest}"
+            message = f"{_summary(report)}{missed}; {listed}"
         moved = job.moved(state, self.clock.now(), message)
         return Change(job, (moved,), transfer=self._record("out", url, begun, report))
+
+    def _wanted(self, job: Job) -> tuple[str, ...]:
+        """Return the patterns of what goes; none for everything, also of an application that is not registered any more."""
+        application = self.place.catalogue(job.definition.application)
+        return application.stage_out if application is not None else ()
 
     def _relay(self, url: str) -> TransferRelay:
         for entry in self.config.transfer:

@@ -18,6 +18,7 @@ from typing import Final, TypeAlias
 from attrs import Factory, define, field, frozen
 
 from edgecore.errors import TransferInterrupted, TransferRefused
+from edgecore.selection import EVERYTHING, Selection, Spot
 
 __all__ = [
     "DEEPEST",
@@ -43,6 +44,8 @@ READ_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOE
 
 Parts: TypeAlias = tuple[str, ...]
 """The names on the way from the root of a tree."""
+_Waiting: TypeAlias = tuple[Parts, os.stat_result, Spot]
+"""A directory to be listed, and what is selected there."""
 
 _PART_ENDING: Final = ".edgecore-part"
 NAME_LIMIT_BYTES: Final = 255
@@ -93,6 +96,12 @@ class Directory:
     changed_ns: int
     files: list[File] = Factory(list)
     links: list[Link] = Factory(list)
+
+    @property
+    def entries(self) -> Iterator[File | Link]:
+        """All that has a name here."""
+        yield from self.files
+        yield from self.links
 
 
 @define
@@ -157,15 +166,16 @@ def plan_file(source: str, name: str, directory: int) -> Plan:
     return Plan([holder], found.st_size)
 
 
-def plan_tree(root: int, beat: Callable[[], None]) -> Plan:
-    """Plan to copy the tree at *root*; *beat* is called for each name that is looked at.
+def plan_tree(root: int, beat: Callable[[], None], selection: Selection = EVERYTHING) -> Plan:
+    """Plan to copy what is selected of the tree at *root*; *beat* is called for each name that is looked at.
 
-    Raises TransferRefused, naming what cannot be copied.
+    Raises TransferRefused, naming what is selected and cannot be copied.
     """
     plan, problems = Plan(), list[str]()
-    todo: list[tuple[Parts, os.stat_result]] = [((), os.fstat(root))]
+    todo: list[_Waiting] = [((), os.fstat(root), selection.root)]
+    wanted: set[Parts] = {()}
     while todo:
-        parts, info = todo.pop()
+        parts, info, spot = todo.pop()
         directory = Directory(parts, stat.S_IMODE(info.st_mode) & 0o777, info.st_mtime_ns)
         plan.directories.append(directory)
         with explained(
@@ -177,9 +187,12 @@ def plan_tree(root: int, beat: Callable[[], None]) -> Plan:
                 with os.scandir(opened) as entries:
                     for entry in entries:
                         beat()
-                        _sort_in(entry, directory, plan, todo, problems, opened)
+                        _sort_in(entry, directory, plan, todo, problems, opened, spot)
             finally:
                 os.close(opened)
+        if spot.whole:
+            wanted.add(parts)
+    _drop_unwanted(plan, wanted)
     refuse_all(problems + links_that_leave(plan))
     return plan
 
@@ -199,15 +212,22 @@ def _sort_in(
     entry: os.DirEntry[str],
     directory: Directory,
     plan: Plan,
-    todo: list[tuple[Parts, os.stat_result]],
+    todo: list[_Waiting],
     problems: list[str],
     opened: int,
+    spot: Spot,
 ) -> None:
     name, info = entry.name, entry.stat(follow_symlinks=False)
-    if stat.S_ISDIR(info.st_mode) and len(directory.parts) >= DEEPEST:
-        raise TransferRefused(f"{shown(name)} lies more than {DEEPEST} directories deep; nothing was copied")
     if stat.S_ISDIR(info.st_mode):
-        todo.append(((*directory.parts, name), info))
+        below = spot.below(name)
+        if below is not None and len(directory.parts) >= DEEPEST:
+            raise TransferRefused(
+                f"{shown(name)} lies more than {DEEPEST} directories deep; nothing was copied"
+            )
+        if below is not None:
+            todo.append(((*directory.parts, name), info, below))
+    elif not spot.takes(name):
+        return
     elif stat.S_ISLNK(info.st_mode):
         target = os.readlink(name, dir_fd=opened)
         directory.links.append(Link(name, target, info.st_mtime_ns))
@@ -219,6 +239,14 @@ def _sort_in(
             File(name, name, info.st_size, changed_ns=(info.st_mtime_ns, info.st_ctime_ns))
         )
         plan.size_bytes += info.st_size
+
+
+def _drop_unwanted(plan: Plan, wanted: set[Parts]) -> None:
+    """Leave out the directories that hold nothing that is selected, and are not selected themselves."""
+    for directory in reversed(plan.directories):
+        if directory.files or directory.links or directory.parts in wanted:
+            wanted.update(directory.parts[:depth] for depth in range(len(directory.parts) + 1))
+    plan.directories = [directory for directory in plan.directories if directory.parts in wanted]
 
 
 def links_that_leave(plan: Plan) -> list[str]:

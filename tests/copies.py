@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from edgecore.builtin.copy import FileTransfer
 from edgecore.models import TransferReport, TransferUpdate
+from edgecore.selection import EVERYTHING
 from edgecore.testing.trees import MEBIBYTE, content_of, planted_tree
 
 __all__ = [
@@ -38,7 +39,9 @@ def fetch(source: Path, directory: Path) -> TransferReport:
 
 def deliver(directory: Path, target: Path) -> TransferReport:
     """Deliver with the driver as it comes."""
-    return FileTransfer().deliver(directory=directory, url=url_of(target), progress=silent)
+    return FileTransfer().deliver(
+        directory=directory, url=url_of(target), progress=silent, selection=EVERYTHING
+    )
 
 
 def bytes_written() -> int:

@@ -58,6 +58,7 @@ from edgecore.models import (
     Verdict,
 )
 from edgecore.reader import Reader
+from edgecore.selection import Selection
 from edgecore.service import Balsam
 
 __all__ = ["BrokerMood", "Edge", "Entry", "Heard", "ScriptedScheduling", "ScriptedTransfer", "edge"]
@@ -369,7 +370,9 @@ class ScriptedTransfer(Transfer):
         return self._move(self.fetched, url, progress)
 
     @hookimpl
-    def deliver(self, directory: Path, url: str, progress: TransferProgress) -> TransferReport:
+    def deliver(
+        self, directory: Path, url: str, progress: TransferProgress, selection: Selection
+    ) -> TransferReport:
         return self._move(self.delivered, url, progress)
 
     @hookimpl

@@ -47,6 +47,7 @@ from edgecore.models import (
     Verdict,
 )
 from edgecore.relays import MessagingRelay, SchedulingRelay, TransferRelay
+from edgecore.selection import Selection
 from edgecore.testing.checks import CheckedProgress, TypeChecked, WrongAnswer
 from edgecore.testing.typed import breaches
 
@@ -136,7 +137,9 @@ class Mover(Transfer):
         return self.say("fetch", REPORT, progress)  # type: ignore[no-any-return]
 
     @hookimpl
-    def deliver(self, directory: Path, url: str, progress: TransferProgress) -> TransferReport:
+    def deliver(
+        self, directory: Path, url: str, progress: TransferProgress, selection: Selection
+    ) -> TransferReport:
         return self.say("deliver", REPORT, progress)  # type: ignore[no-any-return]
 
     @hookimpl

@@ -202,6 +202,7 @@ def test_a_careless_transfer_driver_fails_where_it_is_careless(tmp_path: Path) -
         "test_the_content_of_a_tree_arrives_with_what_is_empty_and_with_all_that_the_profile_keeps[fetch]",
         "test_the_content_of_a_tree_arrives_with_what_is_empty_and_with_all_that_the_profile_keeps[deliver]",
         "test_an_empty_tree_arrives[fetch]",
+        "test_only_what_is_selected_is_delivered_and_the_rest_is_no_reason_to_refuse",
         "test_a_repeated_call_skips_what_is_right[deliver]",
         "test_a_repeated_call_repairs_what_is_wrong_and_skips_the_rest[missing-fetch]",
         "test_a_driver_that_is_opened_anew_knows_what_was_carried_before",

@@ -23,6 +23,7 @@ from edgecore import carrying
 from edgecore.builtin.copy import FileTransfer
 from edgecore.errors import TransferInterrupted, TransferRefused, TransferStopped
 from edgecore.models import TransferUpdate
+from edgecore.selection import EVERYTHING
 from edgecore.trees import part_name
 
 
@@ -296,7 +297,7 @@ def test_what_progress_raises_stops_the_copy_in_a_state_that_can_be_resumed(
 
     threads = threading.active_count()
     with pytest.raises(type(error)) as raised:
-        FileTransfer().deliver(directory=source, url=url_of(here), progress=progress)
+        FileTransfer().deliver(directory=source, url=url_of(here), progress=progress, selection=EVERYTHING)
     assert error is raised.value
     assert threads == threading.active_count()
     assert {part_name(path.name) for path in source.iterdir()} >= set(os.listdir(here))

@@ -17,6 +17,7 @@ from copies import content_of, deliver, fetch, planted_tree, silent, url_of
 
 from edgecore.builtin.copy import FileTransfer
 from edgecore.errors import TransferInterrupted, TransferRefused
+from edgecore.selection import EVERYTHING
 from edgecore.trees import part_name
 
 
@@ -56,7 +57,7 @@ def test_a_url_that_is_no_local_path_is_refused_with_words(url: str, words: str,
     with pytest.raises(TransferRefused, match=words):
         FileTransfer().fetch(url=url, directory=tmp_path / "here", progress=silent)
     with pytest.raises(TransferRefused, match=words):
-        FileTransfer().deliver(directory=tmp_path, url=url, progress=silent)
+        FileTransfer().deliver(directory=tmp_path, url=url, progress=silent, selection=EVERYTHING)
     assert (url == "file:///") == FileTransfer().probe(url=url).ok  # it can be looked at, and not copied
 
 
@@ -97,7 +98,9 @@ def test_a_destination_that_is_the_source_or_inside_it_is_refused(tree: Path, tm
     before = content_of(tree)
     for url in (url_of(tree), url_of(tree / "sub"), url_of(tree / "new" / "place")):
         assert "lies inside" in refusal(
-            lambda url=url: FileTransfer().deliver(directory=tree, url=url, progress=silent)  # type: ignore[misc]
+            lambda url=url: FileTransfer().deliver(
+                directory=tree, url=url, progress=silent, selection=EVERYTHING
+            )  # type: ignore[misc]
         )
     assert "lies inside" in refusal(lambda: fetch(tree, tree / "sub" / "deeper"))
     assert "already is" in refusal(lambda: fetch(tree / "a", tree))
@@ -109,7 +112,9 @@ def test_a_link_above_the_source_does_not_hide_that_the_destination_is_inside(
 ) -> None:
     (tmp_path / "alias").symlink_to("tree")
     url = url_of(tmp_path / "alias" / "sub")
-    assert "lies inside" in refusal(lambda: FileTransfer().deliver(directory=tree, url=url, progress=silent))
+    assert "lies inside" in refusal(
+        lambda: FileTransfer().deliver(directory=tree, url=url, progress=silent, selection=EVERYTHING)
+    )
 
 
 @pytest.mark.parametrize("kind", ["socket", "fifo", "device"])
@@ -190,7 +195,7 @@ def test_a_link_of_another_user_on_the_way_to_a_url_is_refused(tree: Path, tmp_p
         lambda: FileTransfer().fetch(url=url + "/a", directory=tmp_path / "here", progress=silent)
     )
     assert "symbolic link" in refusal(
-        lambda: FileTransfer().deliver(directory=tree, url=url, progress=silent)
+        lambda: FileTransfer().deliver(directory=tree, url=url, progress=silent, selection=EVERYTHING)
     )
 
 

@@ -17,7 +17,19 @@ import edgecore
 PACKAGE: Final = Path(str(edgecore.__file__)).parent
 
 LAYERS: Final = (
-    {"errors", "models", "clock", "wakeup", "processes", "gates", "lanes", "backoff", "migrations", "batch"},
+    {
+        "errors",
+        "models",
+        "clock",
+        "wakeup",
+        "processes",
+        "gates",
+        "lanes",
+        "backoff",
+        "migrations",
+        "batch",
+        "selection",
+    },
     {"carrying", "directories", "locks", "trees", "trouble"},
     {
         "logs",
@@ -70,6 +82,7 @@ FOR_DRIVERS: Final = {
     "models",
     "parts",
     "processes",
+    "selection",
     "trees",
     "wakeup",
 }

@@ -17,11 +17,12 @@ from edgecore.config import ManifestTable
 from edgecore.errors import TransferInterrupted, TransferStopped
 from edgecore.manifest import MANIFEST, Stocktaking
 from edgecore.models import JobState as S
+from edgecore.selection import EVERYTHING
 from edgecore.testing.trees import ODD_NAMES
 
 
 def begun(directory: Path) -> Stocktaking:
-    return Stocktaking.begin(directory, lambda: None)
+    return Stocktaking.begin(directory, lambda: None, EVERYTHING)
 
 
 def lines(file: Path) -> list[dict[str, object]]:
@@ -112,7 +113,7 @@ def test_writing_it_ends_when_nobody_wants_it_any_more(tree: Path, tmp_path: Pat
         if not wanted[0]:
             raise TransferStopped("the service drains")
 
-    stock = Stocktaking.begin(tree, check)
+    stock = Stocktaking.begin(tree, check, EVERYTHING)
     wanted[0] = False
     with pytest.raises(TransferStopped):
         stock.write(tmp_path / MANIFEST, {}, compute=True)

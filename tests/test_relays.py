@@ -42,6 +42,7 @@ from edgecore.models import (
     Verdict,
 )
 from edgecore.relays import Listeners, MessagingRelay, SchedulingRelay, TransferRelay, layers_for
+from edgecore.selection import Selection
 
 SITE = SiteContext(site="here", work_directory=Path("/nowhere"))
 GROUP = Group(
@@ -357,7 +358,9 @@ class Files(Transfer):
         return TransferReport(files=1, size_bytes=len(url))
 
     @hookimpl
-    def deliver(self, directory: Path, url: str, progress: TransferProgress) -> TransferReport:
+    def deliver(
+        self, directory: Path, url: str, progress: TransferProgress, selection: Selection
+    ) -> TransferReport:
         return TransferReport(files=2, size_bytes=len(url))
 
     @hookimpl

@@ -37,6 +37,7 @@ from edgecore.models import (
     TransferReport,
 )
 from edgecore.parts import own_directory
+from edgecore.selection import EVERYTHING, Selection
 from edgecore.trees import READ_DIRECTORY, Plan, explained, plan_file, plan_tree, shown
 
 __all__ = ["FileTransfer"]
@@ -86,14 +87,16 @@ class FileTransfer(Transfer):
             return copier.run(lambda copier: plan_file(file, names[-1], copier.source), progress)
 
     @hookimpl
-    def deliver(self, directory: Path, url: str, progress: TransferProgress) -> TransferReport:
-        """Copy the content of *directory* to the directory at *url*, making parents."""
+    def deliver(
+        self, directory: Path, url: str, progress: TransferProgress, selection: Selection
+    ) -> TransferReport:
+        """Copy what is selected of *directory* to the directory at *url*, making parents."""
         with (
             own_directory(directory, make=False) as source,
             _target(_names(url), source, directory, url) as target,
         ):
             copier = self._copier(source, target, shown(directory), url)
-            return copier.run(_plan_tree, progress)
+            return copier.run(lambda copier: _plan_tree(copier, selection), progress)
 
     @hookimpl
     def probe(self, url: str) -> ProbeReport:
@@ -120,8 +123,8 @@ class FileTransfer(Transfer):
         return Copier(source, target, source_name.rstrip("/"), target_name.rstrip("/"), limits)
 
 
-def _plan_tree(copier: Copier) -> Plan:
-    return plan_tree(copier.source, copier.tally.beat)
+def _plan_tree(copier: Copier, selection: Selection = EVERYTHING) -> Plan:
+    return plan_tree(copier.source, copier.tally.beat, selection)
 
 
 # --------------------------------------------------------------------------- from URL to path

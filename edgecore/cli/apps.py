@@ -122,7 +122,7 @@ def _unknown(name: str, reader: Reader) -> EdgeError:
 
 def _show(application: Application) -> None:
     for key, value in serial.unstructure(application).items():
-        if key not in ("parameters", "arguments") and value not in (None, "", False):
+        if key not in ("parameters", "arguments") and value not in (None, "", False, []):
             click.echo(f"{key:<22} {visible(str(value))}")
     for number, argument in enumerate(application.arguments, 1):
         click.echo(f"{f'argument {number}':<22} {visible(argument)}")

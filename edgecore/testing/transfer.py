@@ -18,6 +18,7 @@ import pytest
 from edgecore.errors import TransferRefused
 from edgecore.models import SiteContext
 from edgecore.relays import TransferRelay
+from edgecore.selection import Selection
 from edgecore.testing.checks import CheckedProgress
 from edgecore.testing.peer import Peer
 from edgecore.testing.transfer_base import WAYS, TransferBase
@@ -105,6 +106,29 @@ class TransferContract(TransferBreaks, TransferBase):
         assert errand.go(relay).files == 0
         assert {} == content_of(errand.target)
         assert errand.target.is_dir()
+
+    def test_only_what_is_selected_is_delivered_and_the_rest_is_no_reason_to_refuse(
+        self, peer: Peer, relay: TransferRelay, source: Path
+    ) -> None:
+        """An application says what its users want; whatever else lies there stays, be it a FIFO."""
+        for name in ("a.root", "-rf.root", "log/deep/b", "junk/c", "log/d.root"):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes(name.encode())
+        (source / "log" / "empty").mkdir()
+        os.mkfifo(source / "junk" / "fifo")
+        (source / "junk" / "link").symlink_to("/etc/passwd")
+        selection, wanted = (
+            Selection(("*.root", "log/**")),
+            {b"a.root", b"-rf.root", b"log/d.root", b"log/deep/b"},
+        )
+        for skipped in (0, 4):
+            report = relay.deliver(
+                directory=source, url=peer.url_of("t"), progress=CheckedProgress(), selection=selection
+            )
+            assert (4, skipped) == (report.files, report.skipped_files)
+            found = content_of(peer.look("t"), modes=False, times=False)
+            assert wanted == {name for name in found if not peer.look(f"t/{os.fsdecode(name)}").is_dir()}
+            assert {b"log", b"log/deep", b"log/empty"} == found.keys() - wanted
 
     @pytest.mark.parametrize("kind", ODD_NAMES)
     def test_a_name_of_any_kind_survives_both_ways_or_is_refused_before_the_start(

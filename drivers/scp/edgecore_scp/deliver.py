@@ -19,6 +19,7 @@ from attrs import Factory, define
 from edgecore.carrying import share
 from edgecore.errors import TransferInterrupted, TransferRefused
 from edgecore.parts import READ_FILE
+from edgecore.selection import Selection
 from edgecore.trees import Directory, Parts, Plan, enter, explained, part_name, plan_tree, shown
 from edgecore_scp import wire
 from edgecore_scp.checksums import local_digest
@@ -39,13 +40,14 @@ class Delivery:
     source: int
     source_name: str
     trip: Trip
+    selection: Selection
     there: dict[Parts, dict[bytes, Attributes]] = Factory(dict)
     """What stood in each directory there at the start."""
 
     def run(self) -> None:
         """Do it all."""
         trip, tally = self.trip, self.trip.tally
-        plan = plan_tree(self.source, tally.beat)
+        plan = plan_tree(self.source, tally.beat, self.selection)
         tally.total_bytes = plan.size_bytes
         with trip.session() as session:
             self._prepare(session, plan)

@@ -26,6 +26,7 @@ from edgecore.models import (
     TransferReport,
 )
 from edgecore.parts import own_directory
+from edgecore.selection import Selection
 from edgecore.trees import Plan, explained, shown
 from edgecore_scp import wire
 from edgecore_scp.bulk import Bulk
@@ -118,15 +119,17 @@ class ScpTransfer(Transfer):
         return self._carried(place, progress, f"from {url} to {shown(directory)}", work)
 
     @hookimpl
-    def deliver(self, directory: Path, url: str, progress: TransferProgress) -> TransferReport:
-        """Bring the content of *directory* to *url*, making directories."""
+    def deliver(
+        self, directory: Path, url: str, progress: TransferProgress, selection: Selection
+    ) -> TransferReport:
+        """Bring what is selected of *directory* to *url*, making directories."""
         place = parse_url(url)
 
         def work(connection: Connection, tally: Tally) -> str:
             with own_directory(directory, make=False) as source:
                 base = self._absolute(connection, place, tally)
                 trip = Trip(connection, base, url, self._ways, tally)
-                Delivery(source, shown(directory), trip).run()
+                Delivery(source, shown(directory), trip, selection).run()
                 return trip.verified
 
         return self._carried(place, progress, f"from {shown(directory)} to {url}", work)

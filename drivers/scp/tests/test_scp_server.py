@@ -24,6 +24,7 @@ from testbed.stall import Proxy
 
 from edgecore.errors import TransferInterrupted, TransferRefused
 from edgecore.models import SiteContext, TransferProgress, TransferReport, TransferUpdate
+from edgecore.selection import EVERYTHING
 from edgecore.testing.disks import small_disk
 from edgecore.testing.trees import content_of, random_bytes
 from edgecore.trees import part_name
@@ -93,7 +94,9 @@ def carry(
 ) -> TransferReport:
     if way == "fetch":
         return driver.fetch(url=url_of(source, proxy), directory=target, progress=progress)
-    return driver.deliver(directory=source, url=url_of(target, proxy), progress=progress)
+    return driver.deliver(
+        directory=source, url=url_of(target, proxy), progress=progress, selection=EVERYTHING
+    )
 
 
 def refusal(driver: ScpTransfer, url: str, directory: Path) -> str:
@@ -174,7 +177,7 @@ def test_many_transfers_in_many_threads_log_in_once_and_out_when_idle(
 
     def deliver(number: int) -> int:
         source, url = tmp_path / f"s{number}", url_of(tmp_path / f"t{number}", proxy)
-        return driver.deliver(directory=source, url=url, progress=silent).files
+        return driver.deliver(directory=source, url=url, progress=silent, selection=EVERYTHING).files
 
     with ThreadPoolExecutor(8) as pool:
         assert [1] * 8 == list(pool.map(deliver, range(8)))
