@@ -107,7 +107,7 @@ def test_the_lines_of_the_crontab_are_silent_while_all_is_well_and_tell_what_is_
     def cron() -> list[str]:
         said = []
         for line in (EXAMPLE / "crontab").read_text().splitlines():
-            if found := re.fullmatch(r"(?:\S+ ){5}(.*edgecore.*)", line) if line[:1] in "*7" else None:
+            if found := re.fullmatch(r"(?:[\d*/]+ ){5}(.+)", line):
                 command = found[1].replace(PROGRAM, f"{shlex.quote(sys.executable)} -m edgecore")
                 done = subprocess.run(
                     ["/bin/sh", "-c", command.replace(SITE, str(live.file))],
@@ -120,7 +120,8 @@ def test_the_lines_of_the_crontab_are_silent_while_all_is_well_and_tell_what_is_
         return said
 
     with live.service("-m", "edgecore", "run", str(live.file)):
-        assert ["", ""] == cron()
-        live.file.write_text(live.file.read_text().replace('driver = "fork"', 'driver = "slurmm"'))
-        first, second = cron()
-        assert ("", True) == (first, "FAILURE" in second)
+        assert ["", ""] == cron()[:2]
+        text = live.file.read_text().replace('driver = "fork"', 'driver = "slurmm"')
+        live.file.write_text(f"{text}\n[retention]\nkeep_days = 30\nkeep_failed_days = 3\n")
+        start, hourly, weekly = cron()
+        assert ("", True, True) == (start, "FAILURE" in hourly, "keeps directories of failed" in weekly)
