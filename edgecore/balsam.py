@@ -17,6 +17,7 @@ from attrs import define, field
 from edgecore import applications, batch, commands, serial
 from edgecore.clock import Clock
 from edgecore.config import SiteConfig
+from edgecore.credentials import Credentials
 from edgecore.drivers import SchedulingRelay, TransferRelay
 from edgecore.engine import Engine
 from edgecore.errors import ActionFailed, DefinitionError
@@ -55,6 +56,7 @@ class Actions:
     clock: Clock = field(factory=Clock)
     check_place: Callable[[], None] = lambda: None
     """Raises OSError where the work directory cannot be used at present; asked before every action."""
+    credentials: Credentials = field(factory=Credentials)
     engine: Engine = field(init=False)
     """Set by who makes the engine from our graph."""
     _place: Workplace = field(init=False)
@@ -73,8 +75,9 @@ class Actions:
             steps={
                 S.CREATED: Step(
                     lane="staging",
-                    action=self._each(staging.stage_in),
+                    action=self._each(self.credentials.awaited(staging.stage_in, _source)),
                     failed=S.STAGE_IN_FAILED,
+                    kept_out=lambda job: self.credentials.missing(_source(job)),
                     instant=self._no_input,
                 ),
                 S.STAGED_IN: Step(
@@ -96,13 +99,15 @@ class Actions:
                 ),
                 S.EXECUTION_FAILED: Step(
                     lane="staging",
-                    action=self._each(staging.stage_out_failed),
+                    action=self._each(self.credentials.awaited(staging.stage_out_failed, _target)),
+                    kept_out=lambda job: self.credentials.missing(_target(job)),
                     failed=S.JOB_FAILED,
                     instant=self._after_failure,
                 ),
                 S.POSTPROCESSED: Step(
                     lane="staging",
-                    action=self._each(staging.stage_out),
+                    action=self._each(self.credentials.awaited(staging.stage_out, _target)),
+                    kept_out=lambda job: self.credentials.missing(_target(job)),
                     failed=S.STAGE_OUT_FAILED,
                     instant=self._no_output,
                 ),
@@ -342,3 +347,11 @@ class Actions:
         if job.definition.output_url is None:
             return job.moved(S.JOB_FAILED, self.clock.now(), job.message, failed_state=S.EXECUTION_FAILED)
         return None
+
+
+def _source(job: Job) -> str | None:
+    return job.definition.input_url
+
+
+def _target(job: Job) -> str | None:
+    return job.definition.output_url

@@ -23,6 +23,7 @@ from edgecore.toml import read_toml
 
 __all__ = [
     "AlarmsTable",
+    "CredentialTable",
     "Defaults",
     "EnvironmentTable",
     "LauncherTable",
@@ -100,6 +101,35 @@ class TransferTable:
         segments = unquote_to_bytes(url.encode(errors="surrogatepass")).split(b"/")
         climbs = b".." in segments or b"." in segments or any(b"\0" in segment for segment in segments)
         return not climbs and (url + "/").startswith(self.prefix.rstrip("/") + "/")
+
+
+@frozen(kw_only=True)
+class CredentialTable:
+    """One ``[[credential]]``: a certificate or X.509 proxy that the site works with: it is watched, renewed and waited for."""
+
+    name: Name
+    """What alarms and lists call it."""
+    file: Path
+    """PEM: a certificate and those that vouch for it, or a proxy. Relative paths begin at the file's directory."""
+    key: Path | None = None
+    """PEM: the private key, where it does not stand in the same file."""
+    needed_by: tuple[str, ...] = ()
+    """Prefixes of ``[[transfer]]``, whose transfers wait while it cannot be used; ``messaging`` for the broker's, which waits by itself."""
+    renew: tuple[str, ...] = ()
+    """Program and arguments that put a new one in its place. Where there is none, people do."""
+    renew_before_minutes: Annotated[float, Between(0.01, 525_600)] = 120
+    """When less is left, the program is run."""
+    renew_timeout_s: Annotated[float, Between(0.1, 3_600)] = 120
+    """After so many seconds the program is ended."""
+    warn_before_minutes: Annotated[float, Between(0, 525_600)] | None = None
+    """When less is left, there is an alarm; where not given, half of ``renew_before_minutes``."""
+    look_s: Annotated[float, Between(0.05, 3_600)] = 10
+    """How often the files are looked at."""
+
+    @property
+    def warn_minutes(self) -> float:
+        """How many minutes before it expires people are told."""
+        return self.renew_before_minutes / 2 if self.warn_before_minutes is None else self.warn_before_minutes
 
 
 @frozen(kw_only=True)
@@ -281,6 +311,7 @@ class SiteConfig:
     owner: Name = "local"
     """Owner of jobs whose sender the broker does not vouch for."""
     transfer: tuple[TransferTable, ...] = ()
+    credential: tuple[CredentialTable, ...] = ()
     launchers: Mapping[Name, LauncherTable] = Factory(dict)
     environment: EnvironmentTable = EnvironmentTable()
     script: ScriptTable = ScriptTable()
@@ -319,7 +350,14 @@ _DRIVER_TABLES: Final[Mapping[str, frozenset[str]]] = {
 """Table -> our keys; all others belong to the driver."""
 
 
-_PATHS: Final = (("", "work_directory"), ("", "store"), ("log", "file"), ("metrics", "file"))
+_PATHS: Final = (
+    ("", "work_directory"),
+    ("", "store"),
+    ("log", "file"),
+    ("metrics", "file"),
+    ("credential", "file"),
+    ("credential", "key"),
+)
 """Table and key of paths, which begin at the file's directory."""
 
 
@@ -329,9 +367,10 @@ def read_site(path: Path) -> SiteConfig:
     unknown = tuple(_unknown_keys(document))
     place = path.absolute().parent
     for name, key in _PATHS:
-        table = document.get(name) if name else document
-        if isinstance(table, dict) and isinstance(table.get(key), str):
-            table[key] = _absolute(place, table[key])
+        found = document.get(name) if name else document
+        for table in found if isinstance(found, list) else [found]:
+            if isinstance(table, dict) and isinstance(table.get(key), str):
+                table[key] = _absolute(place, table[key])
     for name, ours in _DRIVER_TABLES.items():
         if name in document:
             document[name] = _part(document[name], ours)
@@ -384,6 +423,7 @@ def _part(table: Any, ours: frozenset[str]) -> Any:
 def _problems(config: SiteConfig) -> Iterator[Problem]:
     """Find what the types allow and a site cannot work with."""
     yield from _url_problems(config)
+    yield from _credential_problems(config)
     yield from _launcher_problems(config.launchers)
     try:
         applications.check_options(config.scheduling.options, source="")
@@ -398,6 +438,22 @@ def _url_problems(config: SiteConfig) -> Iterator[Problem]:
         if not entry.scheme:
             allowed = "must be the beginning of a URL, such as file:///data/"
             yield Problem(f"transfer[{number}].prefix", repr(entry.prefix), allowed)
+
+
+def _credential_problems(config: SiteConfig) -> Iterator[Problem]:
+    known = ["messaging", *(entry.prefix for entry in config.transfer)]
+    names = [entry.name for entry in config.credential]
+    for number, entry in enumerate(config.credential):
+        place = f"credential[{number}]"
+        if entry.name in names[:number]:
+            yield Problem(f"{place}.name", repr(entry.name), "another credential has this name")
+        for user in entry.needed_by:
+            if user not in known:
+                allowed = f"must be a prefix of [[transfer]] or messaging: {', '.join(known)}"
+                yield Problem(f"{place}.needed_by", repr(user), allowed)
+        if entry.renew and entry.warn_minutes > entry.renew_before_minutes:
+            allowed = f"must not be more than renew_before_minutes, which is {entry.renew_before_minutes:g}"
+            yield Problem(f"{place}.warn_before_minutes", f"{entry.warn_minutes:g}", allowed)
 
 
 def _launcher_problems(launchers: Mapping[str, LauncherTable]) -> Iterator[Problem]:

@@ -93,6 +93,8 @@ class Engine:
     _running: dict[str, Lane[_Task]] = field(init=False, factory=dict)
     _stopping: threading.Event = field(init=False, factory=threading.Event)
     _look_again: set[int] = field(init=False, factory=set)
+    _kept_out: dict[int, str] = field(init=False, factory=dict)
+    """Jobs that their step does not let in, and why; some may have ended."""
     _poll_set: bool = field(init=False, default=False)
     _loop: Loop = field(
         init=False, default=Factory(lambda self: Loop(self.clock, self._mistaken), takes_self=True)
@@ -145,6 +147,11 @@ class Engine:
         done: Future[None] = Future()
         self._loop.put(lambda: self._change_outside(job, make, done))
         return done
+
+    def reconsider(self) -> None:
+        """Ask anew whether the jobs that steps keep out may go on."""
+        if self._kept_out:
+            self._loop.put(self._let_in)
 
     def stop(self) -> None:
         """Begin nothing more; `run` returns when what was begun has ended."""
@@ -303,9 +310,26 @@ class Engine:
         if path:
             self._write([Change(job, tuple(path))])
             return
-        self._busy.add(job.id)
         step = self.graph.steps[job.state]
+        if reason := step.kept_out(job):
+            self._keep_out(job, reason)
+            return
+        self._kept_out.pop(job.id, None)
+        self._busy.add(job.id)
         self._running[step.lane].put([_Task(step, job)], step.key(job), step.largest)
+
+    def _keep_out(self, job: Job, reason: str) -> None:
+        """Let a job wait until `reconsider` is called, and note why."""
+        if reason not in (job.message, self._kept_out.get(job.id)):
+            log.warning("job %d waits in %s: %s", job.id, job.state, reason, extra=about(job))
+            self.store.note(job, reason)
+        self._kept_out[job.id] = reason
+
+    def _let_in(self) -> None:
+        for job_id in list(self._kept_out):
+            if job_id not in self.jobs:
+                del self._kept_out[job_id]
+            self._dispatch(job_id)
 
     def _instantly(self, job: Job) -> Job | None:
         """Return the job moved on where there is nothing to do; where that cannot be told, leave it to the action."""

@@ -42,6 +42,8 @@ class Step:
     """The state that says that this step failed."""
     instant: Callable[[Job], Job | None] = lambda job: None
     """The job moved on at once where there is nothing to do, else None."""
+    kept_out: Callable[[Job], str] = lambda job: ""
+    """Why a job may not enter the lane now, asking nobody; empty where it may. `Engine.reconsider` has it asked anew."""
     alike: Callable[[Job], Hashable] | None = None
     """Jobs with equal answers may be worked on as one group; None: each alone."""
     largest: int = 1

@@ -256,6 +256,10 @@ class Lifecycle:
         """Hear that the reason for an alarm is gone."""
 
     @hookspec
+    def credential_expiring(self, name: str, expires: int, message: str) -> None:
+        """Hear that a credential of the site expires soon, at *expires* (microseconds UTC), and was not renewed."""
+
+    @hookspec
     def service_started(self, site: str) -> None:
         """Hear that a service works."""
 

@@ -13,7 +13,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -112,6 +112,12 @@ class _Numbers:
             Counter, "transfer_failures", "Transfers that failed or were stopped", ["direction"]
         )
         self.transferred_bytes = make(Counter, "transferred_bytes", "Bytes that arrived", ["direction"])
+        self.credentials = make(
+            Gauge,
+            "credential_expires_seconds",
+            "Until it cannot be used any more; 0 where it cannot",
+            ["name"],
+        )
         self.alarms = make(Counter, "alarms", "Alarms that were raised")
         self.alarms_active = make(Gauge, "alarms_active", "Alarms whose reason is not gone")
         self.last = make(
@@ -176,6 +182,10 @@ class Metrics:
     def committed(self, operations: int) -> None:
         """Count a transaction of the store."""
         self._numbers.commits.observe(operations)
+
+    def watch_credential(self, name: str, left_s: Callable[[], float]) -> None:
+        """Write for how long a credential can be used, too."""
+        self._numbers.credentials.labels(name).set_function(left_s)
 
     def _succeeded(self, what: str) -> None:
         self._numbers.last.labels(what).set(self.clock.now() / 1e6)

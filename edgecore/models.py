@@ -68,6 +68,7 @@ __all__ = [
     "Url",
     "Value",
     "Verdict",
+    "WarningMessage",
     "WorkflowDefinition",
     "printable",
 ]
@@ -498,6 +499,24 @@ class StatusMessage:
     """Of the latest attempt, once it has ended."""
     attempt: int
     """The number of the latest attempt; 0 before the first."""
+
+
+@frozen(kw_only=True)
+class WarningMessage:
+    """Warn of something at a site that is no job's; goes where status goes."""
+
+    warning: Literal["credential_expiring"]
+    """What it is about."""
+    site: str
+    """The site that warns."""
+    name: str
+    """The credential, as the site's file calls it."""
+    expires: str
+    """When it ends; ISO 8601, UTC."""
+    time: str
+    """ISO 8601, UTC."""
+    message: str
+    """The same in words, with why it was not renewed."""
 
 
 def printable(text: str) -> str:

@@ -428,6 +428,10 @@ class Listeners:
         """Tell that the reason for an alarm is gone."""
         self._tell("alarm_cleared", subject=subject, message=message)
 
+    def credential_expiring(self, *, name: str, expires: int, message: str) -> None:
+        """Tell that a credential expires soon."""
+        self._tell("credential_expiring", name=name, expires=expires, message=message)
+
     def service_started(self, *, site: str) -> None:
         """Tell that a service works."""
         self._tell("service_started", site=site)

@@ -23,6 +23,7 @@ from edgecore.cleaning import Cleaning
 from edgecore.clock import Clock
 from edgecore.config import SiteConfig, read_site
 from edgecore.control import Control, RequestWatch
+from edgecore.credentials import CredentialWatch, open_credentials, watch_credentials
 from edgecore.drivers import Listeners, SchedulingRelay, open_plugins
 from edgecore.engine import Engine
 from edgecore.errors import BrokerUnavailable, SchedulerUnavailable, ServiceBroken
@@ -107,6 +108,7 @@ class Balsam:
             stack.callback(grounds.close)
             messaging = config.messaging
             metrics = open_metrics(config, self.clock)
+            credentials = open_credentials(config, self.clock, metrics.watch_credential if metrics else None)
             store = Store(
                 config.store,
                 site=config.site,
@@ -146,6 +148,7 @@ class Balsam:
                 catalogue=catalogue.application,
                 clock=self.clock,
                 check_place=grounds.check,
+                credentials=credentials,
             )
             self._work(stack, _Parts(store, actions, listeners, broker, catalogue, tellers), started)
 
@@ -190,7 +193,9 @@ class Balsam:
         )
         return actions.engine
 
-    def _threads(self, parts: _Parts, engine: Engine) -> tuple[Outbox, Cleaning, RequestWatch, Intake]:
+    def _threads(
+        self, parts: _Parts, engine: Engine
+    ) -> tuple[Outbox | Cleaning | CredentialWatch | RequestWatch | Intake, ...]:
         """Return what works beside the engine, in the order in which it is started."""
         config, store, actions = self.config, parts.store, parts.actions
         outbox = Outbox(
@@ -220,7 +225,8 @@ class Balsam:
             alarm_after_s=config.timing.alarm_after_s,
         )
         cleaning = Cleaning(config=config, store=store, clock=self.clock, change=engine.change)
-        return outbox, cleaning, RequestWatch(config.store, store, control), intake
+        watches = watch_credentials(actions.credentials, config, engine, parts.listeners)
+        return outbox, cleaning, *watches, RequestWatch(config.store, store, control), intake
 
     def _open_scheduling(self, plugins: Sequence[object], store: Store) -> SchedulingRelay | None:
         """Open the batch system, waiting for one that is away; None when told to stop meanwhile."""

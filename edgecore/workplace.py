@@ -16,7 +16,7 @@ from edgecore.config import SiteConfig
 from edgecore.errors import ActionFailed
 from edgecore.models import Application, Job
 
-__all__ = ["Workplace", "programs_of"]
+__all__ = ["Workplace", "program_mark", "programs_of"]
 
 _PROGRAM_OF: Final = "EDGECORE_PROGRAM_OF"
 
@@ -24,6 +24,11 @@ _PROGRAM_OF: Final = "EDGECORE_PROGRAM_OF"
 def programs_of(store: Path) -> tuple[bytes]:
     """Return by what in their environment operators' programs are known that a service with this store has started."""
     return (os.fsencode(f"{_PROGRAM_OF}={store}"),)
+
+
+def program_mark(store: Path) -> Mapping[str, str]:
+    """Return that part of their environment."""
+    return {_PROGRAM_OF: str(store)}
 
 
 @frozen(kw_only=True)
@@ -72,7 +77,7 @@ class Workplace:
 
     def program_environment(self, job: Job) -> Mapping[str, str]:
         """Return the whole environment of an operator's program."""
-        mark = {_PROGRAM_OF: str(self.config.store)}
+        mark = program_mark(self.config.store)
         return {**self.config.context.environment, **self.environment(job), **mark}
 
     def check_in_time(self, job: Job) -> None:

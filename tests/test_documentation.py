@@ -24,7 +24,7 @@ from edgecore import serial
 from edgecore.config import read_site
 from edgecore.errors import DefinitionError
 from edgecore.hookspecs import ROLES, Lifecycle
-from edgecore.models import ControlMessage, JobDefinition, StatusMessage
+from edgecore.models import ControlMessage, JobDefinition, StatusMessage, WarningMessage
 
 ROOT: Final = Path(__file__).parents[1]
 DOCS: Final = ROOT / "docs"
@@ -169,6 +169,8 @@ MESSAGES: Final = shown(DOCS / "reference" / "messages.md", "json")
 def read_message(document: dict[str, object]) -> object:
     if "sequence" in document:
         return serial.structure(StatusMessage, document, source="page", error=DefinitionError)
+    if "warning" in document:
+        return serial.structure(WarningMessage, document, source="page", error=DefinitionError)
     kind = ControlMessage if "command" in document else JobDefinition
     return serial.structure(kind, document, source="page", error=DefinitionError)
 
@@ -180,7 +182,7 @@ def test_an_example_of_a_message_is_one(number: int) -> None:
 
 def test_there_is_an_example_of_every_message() -> None:
     kinds = {type(read_message(json.loads(block.content))) for block in MESSAGES}
-    assert {JobDefinition, ControlMessage, StatusMessage} == kinds
+    assert {JobDefinition, ControlMessage, StatusMessage, WarningMessage} == kinds
 
 
 def test_the_dry_words_of_an_example_are_not_taken_for_granted() -> None:

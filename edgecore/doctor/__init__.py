@@ -15,6 +15,7 @@ from attrs import evolve, frozen
 
 from edgecore.config import SiteConfig
 from edgecore.doctor.checks import Check, findings_of
+from edgecore.doctor.credentials import credential_checks
 from edgecore.doctor.drivers import driver_checks
 from edgecore.doctor.host import account_check, host_checks
 from edgecore.doctor.limits import limit_checks
@@ -54,6 +55,7 @@ def diagnose(config: SiteConfig, *, plugins: Sequence[object] = ()) -> Iterator[
 def _checks(config: SiteConfig, context: SiteContext, plugins: Sequence[object]) -> Iterator[Check]:
     yield from host_checks(config)
     yield from store_checks(config)
+    yield from credential_checks(config)
     if all(finding.level is not Level.FAILURE for finding in _run(account_check(config))):
         yield from driver_checks(config, context, plugins)
     yield from program_checks(config, context)
