@@ -29,6 +29,7 @@ __all__ = [
     "operator",
     "rest",
     "server",
+    "service_settings",
     "site",
     "stranger",
     "taken",
@@ -54,6 +55,11 @@ def connected(settings: Mapping[str, Any], place: Path = Path("/nonexistent")) -
         yield relay
     finally:
         relay.close()
+
+
+def service_settings(server: RabbitMQ) -> dict[str, Any]:
+    """Return the ``[messaging]`` of a site that has no more permissions at the server than it needs."""
+    return {"queue": "theta", **server.settings("theta"), "may_declare": False, "reconnect_s": 1.0}
 
 
 @contextmanager
@@ -102,9 +108,9 @@ def rest(relay: MessagingRelay, queue: str = "theta") -> Sequence[Delivery]:
     return got
 
 
-def again(ask: Callable[[], T]) -> T:
+def again(ask: Callable[[], T], timeout_s: float = DEADLINE_S) -> T:
     """Ask until the broker is available; nothing else may be raised."""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + timeout_s
     while True:
         try:
             return ask()

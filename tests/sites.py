@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from edgecore.testing import site as sites
 from edgecore.testing.site import Site, stop, wait_for
@@ -17,12 +19,14 @@ def make_site(
     poll_s: float = 0.2,
     grace_s: float = 2,
     lost_after_s: float = 4,
+    messaging: Mapping[str, Any] | None = None,
     more: str = "",
 ) -> Site:
     """Lay out a site whose batch system is `fork`, with an application ``ledger``."""
     return sites.make_site(
         base,
         scheduling={"driver": "fork", "slots": slots, "poll_interval_s": 0.2, "idle_s": 3},
+        messaging=messaging,
         timing={"poll_interval_s": poll_s, "grace_s": grace_s, "lost_after_s": lost_after_s},
         more=more,
     )

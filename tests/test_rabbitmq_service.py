@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rabbitmq_helpers import SITE, again, connected, message, rest
+from rabbitmq_helpers import SITE, again, connected, message, rest, service_settings
 from sites import Site, make_site, wait_for
 from test_sockets import sockets
 from testbed.rabbitmq import RabbitMQ
 
-from edgecore.config import read_site
 from edgecore.models import JobState, Verdict
 from edgecore.relays import MessagingRelay
 
@@ -39,14 +38,7 @@ def operator(rabbitmq: RabbitMQ) -> Iterator[MessagingRelay]:
 @pytest.fixture
 def site(rabbitmq: RabbitMQ, tmp_path: Path) -> Site:
     """A site whose broker is RabbitMQ, where it has no more permissions than it needs."""
-    made = make_site(tmp_path / "site")
-    settings = {"queue": "theta", **rabbitmq.settings("theta"), "may_declare": False, "reconnect_s": 1.0}
-    lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
-    text = made.file.read_text()
-    embedded = f'url = "sqlite://{made.base}/queues.sqlite"\n'
-    assert embedded in text
-    made.file.write_text(text.replace(embedded, lines))
-    return Site(made.base, read_site(made.file))
+    return make_site(tmp_path / "site", messaging=service_settings(rabbitmq))
 
 
 def test_jobs_run_once_each_while_the_broker_is_killed(

@@ -265,11 +265,12 @@ def make_site(
     base: Path,
     *,
     scheduling: Mapping[str, Any],
+    messaging: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
     timing: Mapping[str, float] | None = None,
     more: str = "",
 ) -> Site:
-    """Lay out a site with an application ``ledger``; *scheduling* is its table of that name.
+    """Lay out a site with an application ``ledger``; *scheduling* and *messaging* are its tables of that name.
 
     *environment* is what commands and jobs get; *more* is text at the end of the file.
     """
@@ -277,8 +278,8 @@ def make_site(
     (base / "gates").mkdir()
     parts = [
         f'site = "testsite"\nwork_directory = "work"\nstore = "store.sqlite"\n'
-        f'[messaging]\nurl = "sqlite://{base}/queues.sqlite"\n'
         f'[[transfer]]\nprefix = "file://{base}/data/"\n',
+        _table("messaging", messaging or {"url": f"sqlite://{base}/queues.sqlite"}),
         _table("scheduling", scheduling),
         _table("environment.set", environment or {}),
         _table("timing", {**_TIMING, **(timing or {})}),
