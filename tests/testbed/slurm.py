@@ -18,6 +18,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from typing import Final
 import pytest
 from attrs import define
 
-from edgecore.processes import user_name
+from edgecore.processes import carrying, process_stat, user_name
 from testbed.daemon import Daemon
 from testbed.keeper import Keeper
 from testbed.slurm_layout import ADDRESS, PARTITIONS, Layout
@@ -41,6 +42,8 @@ _BLOCK: Final = 64
 _PROGRAMS: Final = ("slurmctld", "slurmd", "slurmstepd", "munged", "sbatch", "squeue", "scontrol", "scancel")
 _ACCOUNTING_PROGRAMS: Final = ("slurmdbd", "mariadbd", "sacct", "sacctmgr")
 _PLUGINS: Final = "usr/lib/*/slurm-wlm/accounting_storage_mysql.so"
+_AWAY: Final = re.compile(r"\*|unk|power|boot")
+_OUT_OF_USE: Final = re.compile(r"down|drain|fail")
 
 
 def missing_slurm(*, accounting: bool = False) -> str:
@@ -90,10 +93,14 @@ class Slurm:
 
     def start_controller(self) -> None:
         """Start slurmctld, unless it runs; return when it answers and knows which nodes are there."""
-        self.controller.start()
-        for node in self.slurmd.values():
-            node.signal(signal.SIGHUP)  # so that it reports itself now, not when it is asked
+        self._start_controller()
         self.wait_nodes()
+
+    def _start_controller(self) -> None:
+        if not self.controller.alive:
+            self.controller.start()
+            for node in self.slurmd.values():
+                node.signal(signal.SIGHUP)  # so that it reports itself now, not when it is asked
 
     def stop_controller(self) -> None:
         """Shut slurmctld down in good order: it loses nothing."""
@@ -113,24 +120,62 @@ class Slurm:
         if self.database is not None and self.slurmdbd is not None:
             self.database.start()
             self.slurmdbd.start()
-        self.controller.start()
+        self._start_controller()
         for node in self.slurmd.values():
             node.launch()
-        self.start_controller()
+        self.wait_nodes()
 
     def wait_nodes(self) -> None:
         """Wait until every node whose server runs answers to the controller."""
-        expected = {name for name, daemon in self.slurmd.items() if daemon.alive}
         deadline = time.monotonic() + _DEADLINE_S
-        while not expected <= self._answering():
+        while missing := [node for node, state in self._states().items() if _AWAY.search(state)]:
+            if not any(self.slurmd[node].alive for node in missing):
+                return
             assert time.monotonic() < deadline, self.run("sinfo", "-N", "-o", "%N %T %E", check=False)
             time.sleep(0.02)
 
-    def _answering(self) -> set[str]:
-        lines = [line.split() for line in self.run("sinfo", "-h", "-N", "-o", "%N %T").splitlines()]
-        return {
-            line[0] for line in lines if len(line) == 2 and not re.search(r"\*|down|unk|power|boot", line[1])
-        }
+    def _states(self) -> dict[str, str]:
+        """Return node -> state."""
+        return dict(line.split() for line in self.run("sinfo", "-h", "-N", "-o", "%N %T").splitlines())
+
+    # ------------------------------------------------------------------------------- failures
+
+    def crash_controller(self, next_id: int) -> None:
+        """Kill slurmctld, and start it with nothing that it wrote of jobs, as if that had not reached the disk.
+
+        It knows of no job afterwards, and gives the id *next_id* to the next one.
+        """
+        self.kill_controller()
+        state = self.directory / "state"
+        for path in (*state.glob("job_state*"), *state.glob("hash.*")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        text = re.sub(r"^FirstJobId=.*\n", "", self.conf.read_text(), flags=re.MULTILINE)
+        self.conf.write_text(f"FirstJobId={next_id}\n{text}")
+        self.start_controller()
+
+    def kill_job(self, job_id: str) -> None:
+        """End all processes of a job as the failure of its node does, without a word; *job_id* is no member's."""
+        for pid in self._job_processes():
+            with contextlib.suppress(OSError):  # it has just ended
+                command = Path(f"/proc/{pid}/cmdline").read_text()
+                environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
+                if command.startswith(f"slurmstepd: [{job_id}.") or f"SLURM_JOB_ID={job_id}" in environment:
+                    os.kill(pid, signal.SIGKILL)
+
+    def _job_processes(self) -> list[int]:
+        """Return who has this slurm.conf in its environment and is no server."""
+        servers = {daemon.pid for daemon in (self.munged, self.controller, *self.slurmd.values())}
+        servers |= {daemon.pid for daemon in (self.slurmdbd, self.database) if daemon is not None}
+        found = []
+        for pid in carrying([f"SLURM_CONF={self.conf}".encode()]):
+            stat = process_stat(pid)
+            if (
+                pid not in servers
+                and stat is not None
+                and int(stat[1]) not in {self.controller.pid, os.getpid()}
+            ):
+                found.append(pid)
+        return found
 
     # ----------------------------------------------------------------------------- operator
 
@@ -149,9 +194,9 @@ class Slurm:
         return (done.stdout if check else done.stdout + done.stderr).strip()
 
     def clear(self) -> None:
-        """Start what is down, and remove every job, as for another test."""
+        """Start what is down, and remove every job and whatever is left of one, as for another test."""
         self.start()
-        for node in self.slurmd:
+        for node in [node for node, state in self._states().items() if _OUT_OF_USE.search(state)]:
             self.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
         deadline = time.monotonic() + _DEADLINE_S
         while ids := set(self.run("squeue", "-h", "-a", "-o", "%A").split()):
@@ -159,6 +204,9 @@ class Slurm:
             self.run("scancel", *ids, check=False)
             assert time.monotonic() < deadline, f"jobs do not end: {self.run('squeue', '-a')}"
             time.sleep(0.05)
+        for pid in self._job_processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @contextlib.contextmanager
@@ -178,17 +226,23 @@ def running_slurm(
     """
     need_slurm(accounting=accounting)
     reserved, ports = _reserve_ports(2 + nodes)
-    layout = Layout(
-        base=directory.absolute(),
-        nodes=[f"n{number + 1}" for number in range(nodes)],
-        cpus=cpus,
-        partitions=partitions,
-        settings=settings or {},
-        ports=ports,
-        accounting=accounting,
-    )
-    layout.write()
-    with contextlib.closing(reserved), contextlib.closing(Keeper()) as keeper:
+    with (
+        contextlib.closing(reserved),
+        tempfile.TemporaryDirectory(prefix="edgecore-slurm-") as spool,
+        contextlib.closing(Keeper()) as keeper,
+    ):
+        layout = Layout(
+            base=directory.absolute(),
+            spool=Path(spool),
+            nodes=[f"n{number + 1}" for number in range(nodes)],
+            cpus=cpus,
+            partitions=partitions,
+            settings=settings or {},
+            ports=ports,
+            accounting=accounting,
+        )
+        layout.write()
+        layout.spool.chmod(0o711)
         slurm = _Servers(layout, keeper).cluster()
         slurm.start()
         yield slurm

@@ -50,6 +50,8 @@ class Layout:
     """One cluster's directory."""
 
     base: Path
+    spool: Path
+    """Where nodes keep the scripts of jobs, which any account must be able to enter."""
     nodes: Sequence[str]
     cpus: int
     partitions: Sequence[str]
@@ -81,7 +83,7 @@ class Layout:
 
     def write(self) -> None:
         """Make directories and files; what is there already stays."""
-        for name in ("run", "log", "spool", "bin", "state/env_cache", "state/mysql"):
+        for name in ("run", "log", "bin", "state/env_cache", "state/mysql"):
             (self.base / name).mkdir(parents=True, exist_ok=True)
         length = len(os.fsencode(self.socket))
         assert length < _LONGEST_SOCKET, f"too long for a socket: {self.socket}; use a shorter directory"
@@ -128,7 +130,7 @@ class Layout:
             "AuthInfo": f"socket={self.socket},cred_expire=5",
             "CommunicationParameters": "NoCtldInAddrAny,NoInAddrAny",
             "StateSaveLocation": f"{base}/state",
-            "SlurmdSpoolDir": f"{base}/spool/%n",
+            "SlurmdSpoolDir": f"{self.spool}/%n",
             "SlurmctldPidFile": f"{base}/run/slurmctld.pid",
             "SlurmdPidFile": f"{base}/run/%n.pid",
             "SlurmctldLogFile": f"{base}/log/slurmctld",

@@ -52,12 +52,17 @@ _HELD_BY_PEOPLE: Final = frozenset(
 _HELD_AFTER_FAILURES: Final = frozenset({"jobholdmaxrequeue", "launch failed requeued held"})
 # https://slurm.schedmd.com/job_reason_codes.html and squeue(1), "JOB REASON CODES". Here stands what the job itself
 # asks too much of. Not here: limits that others' jobs use up (AssocGrp*, QOSGrp*, *PerUser, *PerAccount), nodes,
-# partitions and reservations that may come back, dependencies. PartitionNodeLimit may also mean that the nodes are down,
-# which is why what never starts is only taken back after a time.
+# partitions and reservations that may come back, dependencies that may still be met. PartitionConfig, which squeue(1)
+# does not list, is what a job has from the start that its partition cannot hold; later it may become a limit by name.
+# PartitionNodeLimit may also mean that the nodes are down, which is why what never starts is only taken back after a time.
+# What is a sentence here is one in part_mgr.c, for AccountNotAllowed and QOSNotAllowed.
 _NEVER: Final = frozenset(
     {
         *("accountnotallowed", "badconstraints", "invalidaccount", "invalidqos", "maxmemperlimit"),
-        *("partitionnodelimit", "partitiontimelimit", "qosnotallowed"),
+        *("partitionconfig", "partitionnodelimit", "partitiontimelimit", "qosnotallowed"),
+        *("dependencyneversatisfied", "job's account not known", "job's qos not known"),
+        "job's account not permitted to use this partition",
+        "job's qos not permitted to use this partition",
     }
 )
 _NEVER_LIKE: Final = re.compile(r"(assoc|qos)max\w+per(job|node)(limit)?|qosmin\w+")
