@@ -107,11 +107,17 @@ class _Offer:
     entry_point: EntryPoint
     package: str
     version: str
-    requires: str
+    requirements: tuple[str, ...]
+    """What the package says of other packages that it needs."""
 
     @property
     def name(self) -> str:
         return self.entry_point.name
+
+    @property
+    def requires(self) -> str:
+        """The versions of edgecore that the package asks for, as it wrote them."""
+        return _requirement(self.requirements)
 
     @property
     def source(self) -> str:
@@ -157,15 +163,19 @@ def _offers() -> list[_Offer]:
 
 
 def _offers_of(distribution: Distribution) -> Iterator[_Offer]:
-    requires = _requirement(distribution)
+    # Each of these reads and parses the metadata anew, which at the start of a service was most of its work.
+    package, version, requirements = (
+        distribution.name,
+        distribution.version,
+        tuple(distribution.requires or ()),
+    )
     for point in distribution.entry_points:
         if point.group in _GROUPS:
-            yield _Offer(_GROUPS[point.group], point, distribution.name, distribution.version, requires)
+            yield _Offer(_GROUPS[point.group], point, package, version, requirements)
 
 
-def _requirement(distribution: Distribution) -> str:
-    """Return the versions of edgecore that a package asks for, as it wrote them."""
-    lines = [line for line in distribution.requires or () if line.lower().startswith(PROJECT)]
+def _requirement(requirements: Sequence[str]) -> str:
+    lines = [line for line in requirements if line.lower().startswith(PROJECT)]
     if not lines:
         return ""
     from packaging.requirements import InvalidRequirement, Requirement  # slow to import, seldom needed
@@ -184,13 +194,14 @@ def _requirement(distribution: Distribution) -> str:
 
 def _misfit(offer: _Offer) -> str:
     """Say why the running edgecore is not one that the package was written for, if so."""
-    if not offer.requires:
+    requires = offer.requires
+    if not requires:
         return ""
     from packaging.specifiers import SpecifierSet
     from packaging.version import Version
 
     running = importlib.metadata.version(PROJECT)
-    specifiers = SpecifierSet(offer.requires)
+    specifiers = SpecifierSet(requires)
     if specifiers.contains(running, prereleases=True):
         return ""
     too_old = any(
@@ -204,7 +215,7 @@ def _misfit(offer: _Offer) -> str:
         if too_old
         else f"install a newer {offer.package}"
     )
-    return f"is written for edgecore {offer.requires}, this is {running}: {advice}"
+    return f"is written for edgecore {requires}, this is {running}: {advice}"
 
 
 def _conflict(offer: _Offer, offers: Iterable[_Offer]) -> str:
@@ -400,6 +411,8 @@ def open_plugins(
     for name, count in Counter(names).items():
         if count > 1:
             raise ConfigurationError(source, (Problem(name, f"{count} times", "name each plugin once"),))
+    if not names and not settings:
+        return ()
     installed = [offer for offer in _offers() if offer.role == _PLUGINS]
     for name in sorted(set(settings).difference(names, (offer.name for offer in installed))):
         raise DriverNotFound(source, (Problem(name, "settings", _not_found(_PLUGINS, name, installed)),))
