@@ -130,6 +130,7 @@ def test_a_kill_after_a_submit_that_nobody_recorded_adopts_what_is_found_by_tag(
     assert job.attempt.number == 1
 
 
+@pytest.mark.long  # in the suite, the contract of the fork driver does the same with five
 def test_ten_kills_at_random_times_change_nothing(tmp_path: Path) -> None:
     site = make_site(tmp_path / "site", slots=16)
     Campaign(site=site, kills=10, in_flight=20, seed=20171).run()

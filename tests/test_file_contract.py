@@ -77,6 +77,7 @@ class Directory(Peer):
 class TestFile(TransferContract):
     driver = "file"
     live = True
+    by_hand = frozenset({"test_a_file_of_five_gigabytes_arrives"})  # the kernel counts; it is shown with scp
     cannot: ClassVar = {
         "break_connection": "there is none between two directories of one machine",
         "list_as": "the kernel lists the names, and none of its names holds a slash",
