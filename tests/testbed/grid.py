@@ -83,7 +83,7 @@ class Grid:
         self.authorities = directory / "certificates"
         self.authorities.mkdir(parents=True)
         self._key = _key()
-        name = _name("Authority")
+        name = _name(f"Authority of {directory.name}")
         self._certificate = (
             _builder(name, name, self._key)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)

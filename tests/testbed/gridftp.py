@@ -26,7 +26,15 @@ from attrs import define, field
 from testbed.grid import Grid
 from testbed.sshd import free_port
 
-__all__ = ["GridFtp", "grid", "gridftp", "gridftp_anonymous", "missing_gridftp", "running_gridftp"]
+__all__ = [
+    "GridFtp",
+    "grid",
+    "gridftp",
+    "gridftp_anonymous",
+    "gridftp_needed",
+    "missing_gridftp",
+    "running_gridftp",
+]
 
 _SERVER: Final = "/usr/sbin/globus-gridftp-server"
 _PROGRAMS: Final = (_SERVER, "globus-url-copy", "openssl")
@@ -254,7 +262,8 @@ def running_gridftp(directory: Path, grid: Grid | None, *more: str) -> Iterator[
         server.kill()
 
 
-def _need() -> None:
+@pytest.fixture(scope="session")
+def gridftp_needed() -> None:
     """Skip where it is not installed, fail where `CI` is set."""
     if words := missing_gridftp():
         if "CI" in os.environ:
@@ -263,9 +272,8 @@ def _need() -> None:
 
 
 @pytest.fixture(scope="session")
-def grid(tmp_path_factory: pytest.TempPathFactory) -> Grid:
+def grid(gridftp_needed: None, tmp_path_factory: pytest.TempPathFactory) -> Grid:
     """An authority for all servers of a run."""
-    _need()
     return Grid(tmp_path_factory.mktemp("grid"))
 
 
@@ -277,8 +285,7 @@ def gridftp(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gr
 
 
 @pytest.fixture(scope="session")
-def gridftp_anonymous(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GridFtp]:
+def gridftp_anonymous(gridftp_needed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GridFtp]:
     """A server that asks nobody for a name."""
-    _need()
     with running_gridftp(tmp_path_factory.mktemp("gridftp anonymous"), None) as server:
         yield server

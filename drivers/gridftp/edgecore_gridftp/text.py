@@ -59,7 +59,10 @@ _PERMANENT: Final = (
         "ask the operators of the server to map this name",
     ),
     (r"has been revoked", "ask who issued the certificate"),
-    (r"trusted CA certificate|Untrusted self-signed|signing.policy|not consistent with", _TRUST),
+    (
+        r"trusted CA certificate|Untrusted self-signed|signing.policy|not consistent with|certificate verify failed|Authentication Error",
+        _TRUST,
+    ),
     (
         r"name of the remote entity|UNAUTHORIZED_SERVER",
         "name the server's subject (subject), if it is the right server",

@@ -10,16 +10,15 @@ from typing import Any, ClassVar
 from urllib.parse import quote
 
 import pytest
-from testbed.gridftp import GridFtp, grid, gridftp, gridftp_anonymous
+from testbed.gridftp import GridFtp, grid, gridftp, gridftp_needed
 
 from edgecore.errors import TransferRefused
 from edgecore.relays import TransferRelay
 from edgecore.testing.disks import small_disk
 from edgecore.testing.transfer import Peer, TransferContract
-from edgecore.testing.transfer_base import WAYS
 from edgecore.testing.trees import content_of, planted_tree
 
-__all__ = ["grid", "gridftp", "gridftp_anonymous"]
+__all__ = ["grid", "gridftp", "gridftp_needed"]
 
 pytestmark = pytest.mark.slow
 
@@ -77,32 +76,17 @@ class TestGsiftp(TransferContract):
         "send_more": "only a server without GSI can be played: see test_gridftp_hostile.py",
     }
 
+    by_hand = frozenset(
+        {
+            "test_a_file_of_five_gigabytes_arrives",
+            "test_a_transfer_that_is_stopped_at_any_point_is_resumed_and_ends_right",
+            "test_ten_thousand_small_files_arrive",
+        }
+    )
+
     @pytest.fixture
     def peer(self, tmp_path: Path, gridftp: GridFtp) -> Peer:
         return GridFtpPeer(tmp_path / "far side", gridftp)
-
-    # What takes minutes, or an idle machine, is left to `make long`.
-
-    @pytest.mark.long
-    @pytest.mark.parametrize("way", WAYS)
-    def test_ten_thousand_small_files_arrive(
-        self, way: str, peer: Peer, relay: TransferRelay, source: Path
-    ) -> None:
-        super().test_ten_thousand_small_files_arrive(way, peer, relay, source)
-
-    @pytest.mark.long
-    @pytest.mark.timeout(900)
-    def test_a_file_of_five_gigabytes_arrives(self, peer: Peer, relay: TransferRelay, source: Path) -> None:
-        super().test_a_file_of_five_gigabytes_arrives(peer, relay, source)
-
-    @pytest.mark.long
-    @pytest.mark.parametrize("way", WAYS)
-    def test_a_transfer_that_is_stopped_at_any_point_is_resumed_and_ends_right(
-        self, way: str, peer: Peer, relay: TransferRelay, source: Path
-    ) -> None:
-        super().test_a_transfer_that_is_stopped_at_any_point_is_resumed_and_ends_right(
-            way, peer, relay, source
-        )
 
     # Servers do not show links that lead to nothing; they only count them.
 

@@ -1,0 +1,134 @@
+"""The driver for ftp:// believes nothing that a hostile server says."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from edgecore_gridftp import GridFtpTransfer
+from testbed.gridftp import gridftp_needed
+from testbed.hostile_ftp import HostileFtp, Lies
+
+from edgecore.errors import TransferInterrupted, TransferRefused
+from edgecore.models import SiteContext, TransferUpdate
+from edgecore.testing.trees import content_of, random_bytes
+
+__all__ = ["gridftp_needed"]
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("gridftp_needed")]
+
+_FILE = "Type=file;Size=4;Modify=20200101000000;"
+_DIRECTORY = "Type=dir;Size=4;Modify=20200101000000;"
+
+Fetch = Callable[[Lies], None]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """What the server really has."""
+    tree = tmp_path / "tree"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "good").write_bytes(b"good")
+    return tree
+
+
+@pytest.fixture
+def near(tmp_path: Path) -> Path:
+    """Where it is fetched to."""
+    return tmp_path / "near"
+
+
+@pytest.fixture
+def fetch(tmp_path: Path, tree: Path, near: Path) -> Iterator[Fetch]:
+    """Fetch the tree from a server that lies."""
+    driver = GridFtpTransfer()
+    driver.open(site=SiteContext(site="theta", work_directory=tmp_path))
+
+    def go(lies: Lies) -> None:
+        with HostileFtp(lies).running() as server:
+            driver.fetch(url=server.url + quote(str(tree)), directory=near, progress=_ignored)
+
+    yield go
+    driver.close()
+
+
+def _ignored(update: TransferUpdate) -> None:
+    """Take no notice."""
+
+
+def test_a_server_without_lies_is_fetched_from(fetch: Fetch, tree: Path, near: Path) -> None:
+    fetch(Lies())
+
+    assert content_of(tree, modes=False, times=False) == content_of(near, modes=False, times=False)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"{_FILE} ../escaped",
+        f"{_FILE} ../../escaped",
+        f"{_FILE} /tmp/escaped",
+        f"{_FILE} sub/../../escaped",
+        f"{_DIRECTORY} ../escaped",
+        f"{_FILE} {'x' * 256}",
+        "escaped",
+        f"{_FILE} one\r\n two",
+        f"{_FILE} carriage\rreturn",
+    ],
+)
+def test_a_name_that_could_lead_elsewhere_is_refused_before_anything_moves(
+    line: str, fetch: Fetch, tree: Path, near: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(TransferRefused, match="no name of a file"):
+        fetch(Lies(listings={str(tree): [f"{_FILE} good", line]}))
+
+    assert [] == os.listdir(near)
+    assert [] == list(tmp_path.rglob("escaped"))
+
+
+@pytest.mark.parametrize("kind", ["file", "dir", "pdir", "cdir"])
+def test_the_directory_above_is_left_out_of_a_listing(
+    kind: str, fetch: Fetch, tree: Path, near: Path, tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.iterdir())
+
+    fetch(Lies(listings={str(tree): [f"{_FILE} good", f"Type={kind};Size=4; ..", f"Type={kind};Size=4; ."]}))
+
+    assert ["good"] == os.listdir(near)
+    assert before == sorted(path for path in tmp_path.iterdir() if path != near)
+
+
+def test_a_tree_without_an_end_is_refused(fetch: Fetch, tree: Path, near: Path) -> None:
+    with pytest.raises(TransferRefused, match="more than 200 directories deep"):
+        fetch(Lies(bottomless=True))
+
+    assert [] == os.listdir(near)
+
+
+def test_a_file_that_is_sent_without_an_end_is_cut_off(fetch: Fetch, tree: Path, near: Path) -> None:
+    (tree / "good").write_bytes(random_bytes(1024 * 1024))
+    free = shutil.disk_usage(tree).free
+
+    with pytest.raises(TransferInterrupted, match="more than the 1048576 bytes that were announced"):
+        fetch(Lies(endless_files=frozenset({str(tree / "good")})))
+
+    assert not (near / "good").exists()
+    assert free - shutil.disk_usage(tree).free < 1024 * 1024 * 1024
+
+
+def test_a_file_that_is_shorter_than_announced_is_no_success(fetch: Fetch, tree: Path, near: Path) -> None:
+    with pytest.raises(TransferInterrupted, match="does not hold what its source holds"):
+        fetch(Lies(listings={str(tree): ["Type=file;Size=5;Modify=20200101000000; good"]}))
+
+    assert not (near / "good").exists()
+
+
+def test_sizes_that_are_no_numbers_do_no_harm(fetch: Fetch, tree: Path, near: Path) -> None:
+    with pytest.raises(TransferInterrupted):
+        fetch(Lies(listings={str(tree): ["Type=file;Size=-1;Modify=soon;UNIX.mode=9x; good"]}))
+
+    assert not (near / "good").exists()

@@ -1,0 +1,379 @@
+"""What the driver for gsiftp:// and ftp:// does with real servers, beyond the contract."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from edgecore_gridftp import GridFtpTransfer
+from edgecore_gridftp.client import Client, Load
+from testbed.grid import Grid
+from testbed.gridftp import GridFtp, grid, gridftp, gridftp_anonymous, gridftp_needed, running_gridftp
+
+from edgecore.errors import TransferInterrupted, TransferRefused
+from edgecore.models import Level, SiteContext, TransferReport, TransferUpdate
+from edgecore.processes import process_stat
+from edgecore.selection import EVERYTHING
+from edgecore.testing.checks import CheckedProgress
+from edgecore.testing.trees import content_of, planted_tree, random_bytes
+
+__all__ = ["grid", "gridftp", "gridftp_anonymous", "gridftp_needed"]
+
+pytestmark = pytest.mark.slow
+
+_LONG_BYTES = 80 * 1024 * 1024
+_PART_BYTES = 70 * 1024 * 1024
+
+Open = Callable[..., GridFtpTransfer]
+
+
+@pytest.fixture
+def opened(tmp_path: Path, gridftp: GridFtp) -> Open:
+    """Open a driver for the server of the grid, with other keys where they are given."""
+    work = tmp_path / "work"
+    work.mkdir()
+
+    def make(server: GridFtp = gridftp, **settings: Any) -> GridFtpTransfer:
+        known: dict[str, Any] = {"options": ("-dcstack", server.stack)}
+        if server.grid is not None:
+            known |= {"proxy": str(server.proxy), "authorities": str(server.grid.authorities)}
+        driver = GridFtpTransfer(**{**known, **settings})
+        driver.open(site=SiteContext(site="theta", work_directory=work))
+        return driver
+
+    return make
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A small tree."""
+    (tmp_path / "source").mkdir()
+    return planted_tree(tmp_path / "source", links=False, large_bytes=1000)
+
+
+def _ignored(update: TransferUpdate) -> None:
+    """Take no notice."""
+
+
+def _carry(driver: GridFtpTransfer, way: str, url: str, directory: Path) -> None:
+    if way == "fetch":
+        driver.fetch(url=url, directory=directory, progress=_ignored)
+    else:
+        driver.deliver(directory=directory, url=url, progress=_ignored, selection=EVERYTHING)
+
+
+# ------------------------------------------------------------------------------- credentials
+
+
+def test_an_expired_proxy_is_told_with_what_to_do_and_may_be_renewed(
+    opened: Open, gridftp: GridFtp, source: Path, tmp_path: Path
+) -> None:
+    proxy = tmp_path / "proxy"
+    assert gridftp.grid is not None
+    user = gridftp.grid.user("Alice of the tests")
+    user.write_proxy(proxy, lasts=-timedelta(minutes=1))
+    driver, url = opened(proxy=str(proxy)), gridftp.url + quote(str(tmp_path / "far"))
+
+    with pytest.raises(
+        TransferInterrupted, match=r"proxy expired at .* UTC; make one there with grid-proxy-init"
+    ):
+        driver.deliver(directory=source, url=url, progress=_ignored, selection=EVERYTHING)
+    user.write_proxy(proxy)
+    driver.deliver(directory=source, url=url, progress=_ignored, selection=EVERYTHING)
+
+    assert content_of(source, modes=False, times=False) == content_of(
+        tmp_path / "far", modes=False, times=False
+    )
+
+
+def test_a_proxy_that_is_not_there_is_waited_for(opened: Open, gridftp: GridFtp, source: Path) -> None:
+    driver = opened(proxy="/nowhere/proxy")
+
+    with pytest.raises(TransferInterrupted, match="cannot read the grid proxy /nowhere/proxy"):
+        driver.deliver(directory=source, url=f"{gridftp.url}/x", progress=_ignored, selection=EVERYTHING)
+
+
+def test_a_person_whom_the_server_does_not_know_is_refused_in_its_words(
+    opened: Open, gridftp: GridFtp, source: Path, tmp_path: Path
+) -> None:
+    assert gridftp.grid is not None
+    proxy = gridftp.grid.user("Bob").write_proxy(tmp_path / "bob")
+
+    with pytest.raises(
+        TransferRefused, match=r"Could not map /DC=org/DC=edgecore-tests/CN=Bob.*ask the operators"
+    ):
+        opened(proxy=str(proxy)).deliver(
+            directory=source, url=f"{gridftp.url}/x", progress=_ignored, selection=EVERYTHING
+        )
+
+
+@pytest.mark.parametrize("who", ["server", "person"])
+def test_who_has_a_certificate_of_an_unknown_authority_is_not_believed(
+    who: str, opened: Open, gridftp: GridFtp, tmp_path: Path
+) -> None:
+    other = Grid(tmp_path / "other grid")
+    proxy = other.user("Alice of the tests").write_proxy(tmp_path / "proxy")
+    driver = opened(authorities=str(other.authorities)) if who == "server" else opened(proxy=str(proxy))
+
+    report = driver.probe(url=f"{gridftp.url}/tmp")
+
+    assert not report.ok
+    assert {"server": "certificate is not believed", "person": "trusted CA"}[who] in report.message
+
+
+def test_a_server_with_another_name_is_believed_only_where_the_site_names_it(
+    opened: Open, gridftp: GridFtp
+) -> None:
+    url = gridftp.url.replace("127.0.0.1", "127.1") + "/tmp"  # its certificate does not know this name
+
+    answers = [
+        opened(subject=subject).probe(url=url).ok
+        for subject in ("", "/DC=org/DC=edgecore-tests/CN=other", "/DC=org/DC=edgecore-tests/CN=localhost")
+    ]
+
+    assert [False, False, True] == answers
+
+
+def test_no_other_credential_than_the_named_one_is_ever_taken(opened: Open, gridftp: GridFtp) -> None:
+    """The client would take a user's certificate when a proxy has expired."""
+    driver = opened()
+    environment = driver._client(secure=True).environment
+
+    assert {"X509_USER_PROXY", "X509_CERT_DIR"} == {name for name in environment if name.startswith("X509")}
+    assert str(gridftp.proxy) == driver._client(secure=True).credential
+
+
+# ------------------------------------------------------------------------- kinds of servers
+
+
+def test_an_anonymous_server_is_served_both_ways(
+    opened: Open, gridftp_anonymous: GridFtp, source: Path, tmp_path: Path
+) -> None:
+    driver, url = opened(gridftp_anonymous), gridftp_anonymous.url + quote(str(tmp_path / "far"))
+
+    sent = driver.deliver(directory=source, url=url, progress=_ignored, selection=EVERYTHING)
+    fetched = driver.fetch(url=url, directory=tmp_path / "near", progress=_ignored)
+
+    assert ("sha256", "sha256") == (sent.verified, fetched.verified)
+    assert content_of(source, times=False) == content_of(tmp_path / "near", times=False)
+    assert driver.probe(url=url).ok
+
+
+def test_the_wrong_scheme_is_refused_with_the_right_one(
+    opened: Open, gridftp: GridFtp, gridftp_anonymous: GridFtp
+) -> None:
+    driver = opened()
+    plain, secured = f"ftp://127.0.0.1:{gridftp.port}/tmp", f"gsiftp://127.0.0.1:{gridftp_anonymous.port}/tmp"
+
+    assert "write gsiftp:// instead of ftp://" in driver.probe(url=plain).message
+    assert "a server without GSI has ftp:// URLs" in driver.probe(url=secured).message
+
+
+@pytest.mark.parametrize("checksum", ["md5", "adler32", "none"])
+@pytest.mark.parametrize("way", ["fetch", "deliver"])
+def test_the_checksum_is_the_site_s_choice(
+    way: str, checksum: str, opened: Open, gridftp: GridFtp, source: Path, tmp_path: Path
+) -> None:
+    driver, target = opened(checksum=checksum), tmp_path / "t"
+
+    def go() -> TransferReport:
+        if way == "fetch":
+            return driver.fetch(url=gridftp.url + quote(str(source)), directory=target, progress=_ignored)
+        url = gridftp.url + quote(str(target))
+        return driver.deliver(directory=source, url=url, progress=_ignored, selection=EVERYTHING)
+
+    first, again = go(), go()
+
+    assert (checksum if checksum != "none" else "size") == first.verified
+    assert (0, 4) == (first.skipped_files, again.skipped_files)
+    assert content_of(source, times=False) == content_of(target, times=False)
+
+
+# ---------------------------------------------------------------------------------- resuming
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+@pytest.mark.parametrize("way", ["fetch", "deliver"])
+def test_a_long_file_is_continued_and_written_anew_where_that_proves_wrong(
+    way: str, wrong: bool, opened: Open, gridftp: GridFtp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = random_bytes(_LONG_BYTES)
+    source, target = tmp_path / "from", tmp_path / "to"
+    source.mkdir()
+    target.mkdir()
+    (source / "long").write_bytes(content)
+    part = target / ".long.edgecore-part"
+    part.write_bytes(b"?" * 1000 + content[1000:_PART_BYTES] if wrong else content[:_PART_BYTES])
+    offsets: list[int] = []
+    carry = Client.carry
+
+    def noted(self: Client, load: Load, *arguments: Any) -> None:
+        offsets.append(load.offset)
+        carry(self, load, *arguments)
+
+    monkeypatch.setattr(Client, "carry", noted)
+    here, there = (target, source) if way == "fetch" else (source, target)
+
+    _carry(opened(parallel=1), way, gridftp.url + quote(str(there)), here)
+
+    assert ([_PART_BYTES, 0] if wrong else [_PART_BYTES]) == offsets
+    assert content == (target / "long").read_bytes()
+    assert ["long"] == os.listdir(target)
+
+
+def test_a_long_file_goes_by_parallel_streams_both_ways(
+    opened: Open, gridftp: GridFtp, tmp_path: Path
+) -> None:
+    content = random_bytes(_LONG_BYTES)
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "long").write_bytes(content)
+    driver, url = opened(parallel=3, parallel_from_mb=64), gridftp.url + quote(str(tmp_path / "far"))
+
+    driver.deliver(directory=tmp_path / "from", url=url, progress=_ignored, selection=EVERYTHING)
+    driver.fetch(url=url, directory=tmp_path / "near", progress=_ignored)
+
+    assert content == (tmp_path / "near" / "long").read_bytes()
+
+
+# ------------------------------------------------------------------------ server to server
+
+
+@pytest.fixture
+def second(grid: Grid, tmp_path: Path) -> Iterator[GridFtp]:
+    """Another server of the same grid."""
+    with running_gridftp(tmp_path / "second server", grid) as server:
+        yield server
+
+
+def test_a_tree_goes_from_server_to_server_checked_and_once(
+    opened: Open, gridftp: GridFtp, second: GridFtp, source: Path, tmp_path: Path
+) -> None:
+    (second.directory / "map").write_text((gridftp.directory / "map").read_text())
+    driver = opened()
+    there, here = gridftp.url + quote(str(source)), second.url + quote(str(tmp_path / "a" / "copy"))
+
+    first = driver.between(there, here, CheckedProgress())
+    again = driver.between(there, here, CheckedProgress())
+    alone = driver.between(f"{there}/a", second.url + quote(str(tmp_path / "alone")), CheckedProgress())
+
+    assert (4, 0, "sha256") == (first.files, first.skipped_files, first.verified)
+    assert 4 == again.skipped_files
+    assert content_of(source, times=False) == content_of(tmp_path / "a" / "copy", times=False)
+    assert (1, ["a"]) == (alone.files, os.listdir(tmp_path / "alone"))
+
+
+def test_what_cannot_go_from_server_to_server_is_refused(
+    opened: Open, gridftp: GridFtp, gridftp_anonymous: GridFtp, source: Path, tmp_path: Path
+) -> None:
+    driver, here = opened(), gridftp.url + quote(str(tmp_path / "copy"))
+    (source / "link").symlink_to("a")
+
+    for there, words in (
+        (gridftp.url + quote(str(source)), "link is a link"),
+        (gridftp.url + "/nowhere/at/all", "No such file"),
+        (gridftp_anonymous.url + quote(str(source)), "schemes differ"),
+    ):
+        with pytest.raises(TransferRefused, match=words):
+            driver.between(there, here, _ignored)
+    assert not (tmp_path / "copy").exists()
+
+
+# ----------------------------------------------------------------------------------- sockets
+
+
+@pytest.mark.parametrize("listen", [False, True])
+def test_nothing_listens_here_where_the_site_says_so(
+    listen: bool, opened: Open, gridftp: GridFtp, tmp_path: Path
+) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for number in range(6):
+        (tree / f"{number}").write_bytes(random_bytes(1024 * 1024, number))
+    driver, ended, seen = opened(listen=listen), threading.Event(), list[int]()
+
+    def look() -> None:
+        while not ended.wait(0.002):
+            seen.extend(_listening_children())
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        with gridftp.slow(5e6):
+            driver.fetch(url=gridftp.url + quote(str(tree)), directory=tmp_path / "near", progress=_ignored)
+    finally:
+        ended.set()
+        watcher.join()
+
+    assert listen == bool(seen)
+    assert content_of(tree, modes=False, times=False) == content_of(
+        tmp_path / "near", modes=False, times=False
+    )
+
+
+def _listening_children() -> Iterator[int]:
+    """Yield the clients that we started and that listen now."""
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        stat = process_stat(int(name))
+        if stat is None or int(stat[1]) != os.getpid():
+            continue
+        with suppress(OSError):
+            if b"globus-url-copy" not in Path(f"/proc/{name}/cmdline").read_bytes():
+                continue
+            lines = [
+                line.split()
+                for table in ("tcp", "tcp6")
+                for line in Path(f"/proc/{name}/net/{table}").read_text().splitlines()[1:]
+            ]
+            listening = {f"socket:[{words[9]}]" for words in lines if words[3] == "0A"}
+            if listening & {os.readlink(each) for each in Path(f"/proc/{name}/fd").iterdir()}:
+                yield int(name)
+
+
+def test_a_server_that_accepts_and_says_nothing_is_given_up(opened: Open, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"gsiftp://127.0.0.1:{silent.getsockname()[1]}/x"
+        report = opened(answer_s=0.5).probe(url=url)
+
+    assert (False, True) == (report.ok, "gave no answer for 0.5 s" in report.message)
+
+
+# ------------------------------------------------------------------------------------ doctor
+
+
+def test_the_doctor_sees_the_client_the_proxy_and_the_authorities(
+    opened: Open, gridftp: GridFtp, tmp_path: Path
+) -> None:
+    assert gridftp.grid is not None
+    user, bare, proxy = gridftp.grid.user("Alice"), tmp_path / "bare", tmp_path / "proxy"
+    bare.mkdir()
+    user.write_proxy(proxy, lasts=timedelta(hours=1))
+    [authority] = gridftp.grid.authorities.glob("*.0")
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / authority.name).write_bytes(authority.read_bytes())
+
+    def found(**settings: Any) -> dict[str, Level]:
+        return {each.subject: each.level for each in opened(**settings).diagnose()}
+
+    good = {"GridFTP client": Level.OK, "grid proxy": Level.OK, "authorities": Level.OK}
+    assert good == found()
+    assert good | {"grid proxy": Level.WARNING} == found(proxy=str(proxy))
+    assert good | {"authorities": Level.FAILURE} == found(authorities=str(bare))
+    assert good | {"authorities": Level.FAILURE} == found(authorities="/nowhere")
+    assert good | {"authorities": Level.WARNING} == found(authorities=str(half))
+    proxy.chmod(0o644)
+    assert good | {"grid proxy": Level.FAILURE} == found(proxy=str(proxy))
+    user.write_proxy(proxy, lasts=-timedelta(hours=1))
+    assert good | {"grid proxy": Level.FAILURE} == found(proxy=str(proxy))
+    proxy.write_text("no proxy")
+    assert good | {"grid proxy": Level.FAILURE} == found(proxy=str(proxy))
+    proxy.unlink()
+    assert good | {"grid proxy": Level.FAILURE} == found(proxy=str(proxy))

@@ -1,0 +1,147 @@
+"""Play an anonymous FTP server that lies: it lists what is not there, and sends more than it announced.
+
+It knows only what a client of GridFTP asks for when it fetches in the simplest way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import socketserver
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final, cast
+
+from attrs import field, frozen
+
+__all__ = ["HostileFtp", "Lies"]
+
+_WAIT_S: Final = 20.0
+_BLOCK: Final = b"x" * 65536
+_FEATURES: Final = "211-Features\r\n MLST Type*;Size*;Modify*;\r\n MLSC\r\n SIZE\r\n CKSM SHA256\r\n211 End"
+
+
+@frozen(kw_only=True)
+class Lies:
+    """Where the server does not tell the truth."""
+
+    listings: Mapping[str, Sequence[str]] = field(factory=dict)
+    """Path -> lines of the listing in place of the true ones."""
+    endless_files: frozenset[str] = frozenset()
+    """Files that are sent without an end."""
+    bottomless: bool = False
+    """Whether every directory holds another one."""
+
+
+class HostileFtp(socketserver.ThreadingTCPServer):
+    """One server on loopback."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, lies: Lies) -> None:
+        super().__init__(("127.0.0.1", 0), _Session)
+        self.lies = lies
+
+    @property
+    def url(self) -> str:
+        """The URL of its root, without a slash at its end."""
+        return f"ftp://127.0.0.1:{self.server_address[1]}"
+
+    @contextmanager
+    def running(self) -> Iterator[HostileFtp]:
+        """Serve meanwhile."""
+        thread = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self.shutdown()
+            thread.join()
+            self.server_close()
+
+
+class _Session(socketserver.StreamRequestHandler):
+    """One client."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.lies = cast(HostileFtp, self.server).lies
+        self.data: socket.socket | None = None
+
+    def finish(self) -> None:
+        if self.data is not None:
+            self.data.close()
+        with suppress(OSError):
+            super().finish()
+
+    def handle(self) -> None:
+        """Answer until the client hangs up."""
+        self._say("220 ready")
+        with suppress(OSError):
+            for line in self.rfile:
+                verb, _, rest = os.fsdecode(line.rstrip(b"\r\n")).partition(" ")
+                if verb == "RETR":
+                    self._send(rest)
+                else:
+                    self._say(self._answer(verb, rest))
+
+    def _say(self, text: str) -> None:
+        self.wfile.write(os.fsencode(text) + b"\r\n")
+
+    def _answer(self, verb: str, rest: str) -> str:
+        match verb:
+            case "USER":
+                return "331 a password, please"
+            case "PASS":
+                return "230 welcome"
+            case "FEAT":
+                return _FEATURES
+            case "SITE" | "TYPE" | "MODE" | "OPTS" | "PBSZ" | "ALLO" | "NOOP":
+                return "200 as you like"
+            case "SIZE":
+                return f"213 {os.path.getsize(rest)}"
+            case "MLST":
+                return (
+                    f"250-\r\n {_facts(rest)} {rest}\r\n250 End"
+                    if os.path.exists(rest)
+                    else "550 No such file or directory"
+                )
+            case "MLSC":
+                if self.lies.bottomless:
+                    return "250-Contents\r\n Type=dir;Size=4; deeper\r\n250 End"
+                entries = self.lies.listings.get(rest) or [
+                    f"{_facts(os.path.join(rest, name))} {name}" for name in sorted(os.listdir(rest))
+                ]
+                return "\r\n ".join(["250-Contents", *entries]) + "\r\n250 End"
+            case "CKSM":
+                return f"213 {hashlib.sha256(Path(rest.split(' ', 3)[3]).read_bytes()).hexdigest()}"
+            case "PASV":
+                return self._listen()
+        return "500 Command not supported"
+
+    def _listen(self) -> str:
+        if self.data is not None:
+            self.data.close()
+        self.data = socket.create_server(("127.0.0.1", 0))
+        port = self.data.getsockname()[1]
+        return f"227 Entering Passive Mode (127,0,0,1,{port // 256},{port % 256})"
+
+    def _send(self, path: str) -> None:
+        assert self.data is not None
+        self.data.settimeout(_WAIT_S)
+        self._say("150 here it comes")
+        connection, _ = self.data.accept()
+        with connection, suppress(OSError):
+            connection.sendall(Path(path).read_bytes())
+            while path in self.lies.endless_files:
+                connection.sendall(_BLOCK)
+        self._say("226 done")
+
+
+def _facts(path: str) -> str:
+    kind = "dir" if os.path.isdir(path) else "file"
+    return f"Type={kind};Size={os.path.getsize(path)};Modify=20200101000000;"
