@@ -5,7 +5,8 @@ Both may be done again after a crash at any point: drivers skip what is right an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final
 
 from attrs import define
@@ -15,7 +16,8 @@ from edgecore.config import SiteConfig
 from edgecore.drivers import TransferRelay
 from edgecore.errors import ActionFailed, TransferRefused, TransferStopped
 from edgecore.manifest import MANIFEST, Stocktaking
-from edgecore.models import Job, JobState, TransferProgress, TransferReport, TransferUpdate
+from edgecore.models import Job, JobState, TransferReport, TransferUpdate
+from edgecore.progress import Direction, Teller, sized
 from edgecore.rows import TransferRecord
 from edgecore.selection import Selection
 from edgecore.store import Change
@@ -49,41 +51,46 @@ class Staging:
         self.place.check_in_time(job)
         url = job.definition.input_url
         assert url is not None
-        data = self.place.data(job)
-        begun = self.clock.now()
-        report = self._relay(url).fetch(url=url, directory=data, progress=self._progress(job, "staging in"))
+        begun, data = self.clock.now(), self.place.data(job)
+        with self._underway(job, "in") as underway:
+            report = self._relay(url).fetch(url=url, directory=data, progress=underway.progress)
         moved = job.moved(S.STAGED_IN, self.clock.now(), _summary(report))
         return Change(job, (moved,), transfer=self._record("in", url, begun, report))
 
     def stage_out(self, job: Job) -> Change:
         """Bring the job's output to where it belongs."""
-        return self._deliver(job, S.STAGED_OUT)
+        report, transfer = self._deliver(job)
+        return Change(job, (job.moved(S.STAGED_OUT, self.clock.now(), report),), transfer=transfer)
 
     def stage_out_failed(self, job: Job) -> Change:
         """Bring home what a failed job left: its output so far and what it said."""
-        return self._deliver(job, S.JOB_FAILED)
+        _, transfer = self._deliver(job)
+        return Change(job, (job.moved(S.JOB_FAILED, self.clock.now(), job.message),), transfer=transfer)
 
-    def _deliver(self, job: Job, state: JobState) -> Change:
+    def _deliver(self, job: Job) -> tuple[str, TransferRecord]:
+        """Deliver what is wanted and list it; answers what there is to say of it."""
         url = job.definition.output_url
         assert url is not None
         begun, relay, data = self.clock.now(), self._relay(url), self.place.data(job)
         wanted = self._wanted(job)
         selection = Selection((*wanted, *_PRINTED) if wanted else ())
-        stock = Stocktaking.begin(data, lambda: self._check_wanted(job, "staging out"), selection)
-        report = relay.deliver(
-            directory=data, url=url, progress=self._progress(job, "staging out"), selection=selection
-        )
-        digest = stock.write(
-            self.place.run(job).path / MANIFEST, report.checksums, compute=self.config.manifest.checksums
-        )
-        message = job.message
-        if state is not S.JOB_FAILED:
-            nothing = ", ".join(stock.unmatched(wanted))
-            missed = f"; nothing fits {nothing}" if nothing else ""
-            listed = f"manifest run/{self.place.run(job).path.name}/{MANIFEST} sha256:{digest}"
-            message = f"{_summary(report)}{missed}; {listed}"
-        moved = job.moved(state, self.clock.now(), message)
-        return Change(job, (moved,), transfer=self._record("out", url, begun, report))
+        run = self.place.run(job).path
+        with self._underway(job, "out") as underway:
+            stock = Stocktaking.begin(data, underway.check, selection)
+            report = relay.deliver(directory=data, url=url, progress=underway.progress, selection=selection)
+            digest = stock.write(run / MANIFEST, report.checksums, compute=self.config.manifest.checksums)
+        nothing = ", ".join(stock.unmatched(wanted))
+        missed = f"; nothing fits {nothing}" if nothing else ""
+        listed = f"manifest run/{run.name}/{MANIFEST} sha256:{digest}"
+        return f"{_summary(report)}{missed}; {listed}", self._record("out", url, begun, report)
+
+    @contextmanager
+    def _underway(self, job: Job, direction: Direction) -> Iterator[_Underway]:
+        teller = Teller(self.place.directory(job), direction, self.clock)
+        try:
+            yield _Underway(self, job, f"staging {direction}", teller, self.clock.monotonic())
+        finally:
+            teller.close()
 
     def _wanted(self, job: Job) -> tuple[str, ...]:
         """Return the patterns of what goes; none for everything, also of an application that is not registered any more."""
@@ -97,31 +104,6 @@ class Staging:
         prefixes = ", ".join(entry.prefix for entry in self.config.transfer) or "none"
         raise TransferRefused(f"{url} is not below a prefix that this site allows ({prefixes})")
 
-    def _check_wanted(self, job: Job, doing: str) -> None:
-        if self.unwanted(job.id):
-            raise TransferStopped(f"job {job.id}: stopped while {doing}")
-
-    def _progress(self, job: Job, doing: str) -> TransferProgress:
-        noted = self.clock.monotonic()
-
-        def progress(update: TransferUpdate) -> None:
-            nonlocal noted
-            self._check_wanted(job, doing)
-            size, limit = (
-                max(update.size_bytes, update.total_bytes or 0),
-                self.config.limits.max_transfer_bytes,
-            )
-            if limit is not None and size > limit:
-                raise ActionFailed(
-                    f"{doing} {_bytes(size)}; this site allows {_bytes(limit)} (max_transfer_bytes)"
-                )
-            if self.clock.monotonic() - noted >= _NOTE_EVERY_S:
-                noted = self.clock.monotonic()
-                total = f" of {_bytes(update.total_bytes)}" if update.total_bytes else ""
-                self.note(job, f"{doing}: {update.files} files, {_bytes(update.size_bytes)}{total}")
-
-        return progress
-
     def _record(self, direction: str, url: str, begun: int, report: TransferReport) -> TransferRecord:
         return TransferRecord(
             direction=direction,
@@ -134,14 +116,40 @@ class Staging:
         )
 
 
+@define(eq=False)
+class _Underway:
+    """One transfer, as its driver tells of it."""
+
+    staging: Staging
+    job: Job
+    doing: str
+    teller: Teller
+    noted: float
+
+    def check(self) -> None:
+        """Raise TransferStopped when nobody wants it any more; else note that it lives."""
+        if self.staging.unwanted(self.job.id):
+            raise TransferStopped(f"job {self.job.id}: stopped while {self.doing}")
+        self.teller.still()
+
+    def progress(self, update: TransferUpdate) -> None:
+        """Hear how far it is. Raises TransferStopped, and ActionFailed when it is too much."""
+        self.teller.tell(update)
+        self.check()
+        size = max(update.size_bytes, update.total_bytes or 0)
+        limit = self.staging.config.limits.max_transfer_bytes
+        if limit is not None and size > limit:
+            raise ActionFailed(
+                f"{self.doing} {sized(size)}; this site allows {sized(limit)} (max_transfer_bytes)"
+            )
+        now = self.staging.clock.monotonic()
+        if now - self.noted >= _NOTE_EVERY_S:
+            self.noted = now
+            total = f" of {sized(update.total_bytes)}" if update.total_bytes else ""
+            words = f"{self.doing}: {update.files} files, {sized(update.size_bytes)}{total}"
+            self.staging.note(self.job, words)
+
+
 def _summary(report: TransferReport) -> str:
     skipped = f", {report.skipped_files} of them were there already" if report.skipped_files else ""
-    return f"{report.files} files, {_bytes(report.size_bytes)}{skipped}"
-
-
-def _bytes(number: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"
+    return f"{report.files} files, {sized(report.size_bytes)}{skipped}"

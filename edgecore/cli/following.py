@@ -10,25 +10,27 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol
 
 import click
-from attrs import define
+from attrs import define, field
 
 from edgecore.cli.common import say_service_changed
+from edgecore.cli.moving import PLAIN_EVERY_S, message_of, moving, moving_line, progress_line
 from edgecore.cli.output import console, lasted, visible
 from edgecore.cli.rows import state_column, status_line
 from edgecore.cli.tables import Column, cut
 from edgecore.clock import Clock
 from edgecore.config import SiteConfig
 from edgecore.models import Job
+from edgecore.progress import MOVING
 from edgecore.reader import HistoryEntry, Reader
 from edgecore.states import SETTLED
 from edgecore.store_file import is_running
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
+    from rich.console import Console, RenderableType
 
 __all__ = ["EXIT_INTERRUPTED", "EXIT_TIMEOUT", "Followed", "Looks", "follow", "wait_for_jobs"]
 
@@ -195,6 +197,18 @@ class _Plain(_Quiet):
 
     config: SiteConfig
     several: bool
+    _told_progress: float = field(factory=time.monotonic, init=False, kw_only=True)
+
+    def present(self, all_of_them: Sequence[Followed]) -> None:
+        """Write now and then how far transfers are."""
+        if time.monotonic() - self._told_progress < PLAIN_EVERY_S:
+            return
+        self._told_progress = time.monotonic()
+        jobs = ((each.label, each.job) for each in all_of_them if each.job is not None and not each.settled)
+        for label, job in islice(((n, j) for n, j in jobs if j.state in MOVING), _ROWS):
+            progress = moving(self.config, job)
+            if progress is not None:
+                click.echo(moving_line(progress, *([label] if self.several else [])))
 
     def status(self, followed: Followed, entry: HistoryEntry) -> None:
         """Write the status."""
@@ -213,7 +227,7 @@ class _Live(_Plain):
     """Tell at a terminal one line per status or, of several jobs, per end, and below what goes on now."""
 
     terminal: Console
-    draw: Callable[[Callable[[], Text]], None]
+    draw: Callable[[Callable[[], RenderableType]], None]
     _shown: object = None
 
     def status(self, followed: Followed, entry: HistoryEntry) -> None:
@@ -229,10 +243,10 @@ class _Live(_Plain):
         state = (now, self.terminal.size, [each.mark for each in all_of_them if not each.settled])
         if state != self._shown:
             self._shown = state
-            self.draw(lambda: _picture(all_of_them, self.terminal))
+            self.draw(lambda: _picture(self.config, all_of_them, self.terminal))
 
 
-def _picture(jobs: Sequence[Followed], terminal: Console) -> Text:
+def _picture(config: SiteConfig, jobs: Sequence[Followed], terminal: Console) -> RenderableType:
     """Draw a few of the jobs that have not settled, and how many there are of each kind."""
     from rich.text import Text
 
@@ -242,17 +256,20 @@ def _picture(jobs: Sequence[Followed], terminal: Console) -> Text:
     waiting = [each for each in jobs if not each.settled]
     if len(jobs) == 1:
         job = jobs[0].job
-        words = "waiting for the service to take it"
-        if job is not None:
-            words = f"{job.state} for {lasted(now - job.changed)}  {visible(job.message)}"
-        return Text(cut(words, width))
+        if job is None:
+            return Text(cut("waiting for the service to take it", width))
+        words = f"{job.state} for {lasted(now - job.changed)}"
+        progress = moving(config, job)
+        if progress is not None:
+            return progress_line(words, progress, width)
+        return Text(cut(f"{words}  {visible(job.message)}", width))
     lines = [counted(Counter(each.job.state for each in jobs if each.job is not None), width)]
     room = max(0, min(_ROWS, terminal.height - 4))
     shown = [each for each in waiting if each.job is not None][:room]
     if shown:
         columns = (state_column(), Column("job", 8, 1), Column("for", None, 3), Column("message", 8, 2))
         rows = [
-            (each.job.state, str(each.label), lasted(now - each.job.changed), each.job.message)
+            (each.job.state, str(each.label), lasted(now - each.job.changed), message_of(config, each.job))
             for each in shown
             if each.job is not None
         ]

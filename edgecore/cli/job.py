@@ -13,7 +13,8 @@ import click
 from edgecore import batch, serial
 from edgecore.cli.advice import failure, next_step
 from edgecore.cli.common import find_job, find_site, json_option, site_option
-from edgecore.cli.output import exit_words, lasted, moment, show_json, show_table, visible
+from edgecore.cli.moving import moving, progress_fields, progress_line, progress_words
+from edgecore.cli.output import console, exit_words, lasted, moment, show_json, show_table, visible
 from edgecore.cli.rows import state_column, state_words
 from edgecore.cli.tables import Column
 from edgecore.cli.waiting import waits_for
@@ -124,7 +125,12 @@ def _show(config: SiteConfig, reader: Reader, job: Job) -> None:
         facts |= {"sha256": rejection.sha256, "size": f"{rejection.size_bytes:,} bytes"}
     facts["alarm"] = "" if alarm is None else f"{alarm.message} (since {moment(alarm.raised)})"
     facts["waits for"] = waits_for(config, reader, job, now)
+    progress, terminal = moving(config, job), console()
+    if progress is not None and terminal is None:
+        facts["transfer"] = progress_words(progress)
     click.echo(_lines({**facts, "next": then}))
+    if progress is not None and terminal is not None:
+        terminal.print(progress_line(f"{'transfer':<12}", progress, terminal.width))
     if rejection is not None:
         _show_text("the message", rejection.excerpt.splitlines()[:_EXCERPT_LINES])
     click.echo("\nhistory")
@@ -203,6 +209,7 @@ def _everything(config: SiteConfig, reader: Reader, job: Job) -> dict[str, objec
         "failure": None
         if found is None
         else {"kind": found.kind, "step": found.step, "who": found.who, "means": found.means},
+        "progress": progress_fields(config, job),
         "waits_for": waits_for(config, reader, job, now),
         "alarm": None if alarm is None else {"message": alarm.message, "raised": iso(alarm.raised)},
         "rejection": serial.unstructure(rejection),

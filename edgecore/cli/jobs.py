@@ -12,6 +12,7 @@ from attrs import frozen
 
 from edgecore.cli.common import find_site, json_option, say_if_still, site_option
 from edgecore.cli.job import summary
+from edgecore.cli.moving import message_of, progress_fields
 from edgecore.cli.output import show_json, show_table
 from edgecore.cli.rows import alarm_lines, job_columns, job_row
 from edgecore.clock import Clock, microseconds
@@ -116,8 +117,8 @@ def jobs(
 ) -> None:
     """List jobs, newest first: id, name, application, state, since when, message.
 
-    With --watch a table that follows the jobs; where stdout is no terminal, a line for every change of state; with
-    --json each as an object on a line of its own.
+    With --watch a table that follows the jobs; where stdout is no terminal, a line for every change of state, and every ten
+    seconds one for each transfer; with --json each change as an object on a line of its own.
 
     \b
     Examples:
@@ -143,10 +144,10 @@ def jobs(
 def _show(config: SiteConfig, choice: Choice, reader: Reader, as_json: bool) -> None:
     found = choice.latest(reader)
     if as_json:
-        show_json([summary(job) for job in found])
+        show_json([{**summary(job), "progress": progress_fields(config, job)} for job in found])
         return
     if found:
-        show_table(job_columns(), [job_row(job) for job in found])
+        show_table(job_columns(), [job_row(job, message_of(config, job)) for job in found])
     else:
         click.echo("no jobs yet" if choice.all_jobs else "no such jobs", err=True)
     for line in alarm_lines(reader.alarms()):

@@ -18,7 +18,7 @@ from edgecore.models import JobState
 from edgecore.states import SETTLED
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 __all__ = ["counted", "live", "styled", "table"]
 
@@ -42,7 +42,9 @@ def counted(counts: Mapping[JobState, int], width: int) -> Text:
 
 
 @contextmanager
-def live(terminal: Console, *, whole_screen: bool = False) -> Iterator[Callable[[Callable[[], Text]], None]]:
+def live(
+    terminal: Console, *, whole_screen: bool = False
+) -> Iterator[Callable[[Callable[[], RenderableType]], None]]:
     """Yield what draws: it is given a function that makes the picture, for the terminal as it is then."""
     with Live(
         console=terminal, auto_refresh=False, transient=True, screen=whole_screen, vertical_overflow="crop"

@@ -53,15 +53,15 @@ def job_columns() -> tuple[Column, ...]:
     )
 
 
-def job_row(job: Job) -> tuple[str, ...]:
-    """Return what stands in the columns."""
+def job_row(job: Job, message: str) -> tuple[str, ...]:
+    """Return what stands in the columns; *message* is what there is to say of it now."""
     return (
         str(job.id),
         job.name,
         job.definition.application,
         state_words(job),
         moment(job.changed),
-        job.message,
+        message,
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 from attrs import define, field
@@ -12,12 +13,14 @@ from attrs import define, field
 from edgecore.cli.common import look_again, say_service_changed, say_who_acts
 from edgecore.cli.following import EXIT_INTERRUPTED, Looks
 from edgecore.cli.jobs import Choice
+from edgecore.cli.moving import PLAIN_EVERY_S, message_of, moving, moving_line
 from edgecore.cli.output import console
 from edgecore.cli.rows import alarm_lines, job_columns, job_row, status_line
 from edgecore.cli.tables import cut
 from edgecore.clock import iso
 from edgecore.config import SiteConfig
 from edgecore.models import Job
+from edgecore.progress import MOVING, Progress
 from edgecore.reader import HistoryEntry, Reader
 from edgecore.states import SETTLED
 
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 __all__ = ["Changes", "watch_jobs"]
+
+_MOST_TRANSFERS: Final = 64
+_MOVING_S: Final = 1.0
+"""How often what moves is drawn anew."""
 
 
 def watch_jobs(config: SiteConfig, reader: Reader, choice: Choice, *, as_json: bool) -> int:
@@ -82,7 +89,7 @@ class Changes:
 
 
 def _write_lines(looks: Looks, choice: Choice, as_json: bool) -> None:
-    changes = Changes(looks.reader)
+    changes, told = Changes(looks.reader), time.monotonic()
     looks.news()
     while True:
         if looks.service_changed():
@@ -91,7 +98,19 @@ def _write_lines(looks: Looks, choice: Choice, as_json: bool) -> None:
             for job, entry in changes.look():
                 if choice.fits(job) and (not choice.states or entry.state in choice.states):
                     click.echo(_as_json(job, entry) if as_json else status_line(entry, job.id, job.name))
+        if not as_json and time.monotonic() - told >= PLAIN_EVERY_S:
+            told = time.monotonic()
+            for job, progress in _transfers(looks, choice):
+                click.echo(moving_line(progress, job.id, job.name))
         looks.pause()
+
+
+def _transfers(looks: Looks, choice: Choice) -> Iterator[tuple[Job, Progress]]:
+    """Yield the latest jobs whose transfers are under way, and how far these are."""
+    for job in looks.reader.latest(_MOST_TRANSFERS, states=MOVING):
+        progress = moving(looks.config, job) if choice.fits(job) else None
+        if progress is not None:
+            yield job, progress
 
 
 def _as_json(job: Job, entry: HistoryEntry) -> str:
@@ -117,9 +136,13 @@ def _draw(looks: Looks, choice: Choice, terminal: Console) -> None:
     from edgecore.cli.live import live
 
     size: object = None
+    drawn = 0.0
     with live(terminal, whole_screen=True) as draw:
         while True:
             changed = looks.service_changed() or terminal.size != size
+            if time.monotonic() - drawn >= _MOVING_S:
+                drawn = time.monotonic()
+                changed |= any(_transfers(looks, choice))
             if looks.news() or changed:
                 size = terminal.size
                 draw(lambda: _picture(looks, choice, terminal))
@@ -140,5 +163,5 @@ def _picture(looks: Looks, choice: Choice, terminal: Console) -> Text:
     room = terminal.height - len(lines) - 1
     if room > 0:
         found = choice.latest(reader, limit=room)
-        lines += table(job_columns(), [job_row(job) for job in found], width)
+        lines += table(job_columns(), [job_row(job, message_of(looks.config, job)) for job in found], width)
     return Text("\n", no_wrap=True).join(lines[: terminal.height])
