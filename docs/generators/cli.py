@@ -1,4 +1,7 @@
-"""Describe every command from what click knows of it."""
+"""Describe every command from what click knows of it.
+
+The words are ours: those of click's own help differ from one of its versions to the next.
+"""
 
 from __future__ import annotations
 
@@ -35,17 +38,29 @@ def _commands(command: click.Command, name: str, parent: click.Context | None) -
 def _section(command: click.Command, context: click.Context) -> str:
     usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
     parts = [f"## {context.command_path}", f"```text\n{usage}\n```", *_words(command)]
-    rows = [(f"`{record[0]}`", record[1]) for record in _records(command, context)]
-    if rows:
+    if rows := list(_options(command)):
         parts.append(markdown_table(("option", "meaning"), rows))
     return "\n\n".join(parts)
 
 
-def _records(command: click.Command, context: click.Context) -> Iterator[tuple[str, str]]:
+def _options(command: click.Command) -> Iterator[tuple[str, str]]:
+    """Yield the options with what they take, and what they mean."""
     for each in command.params:
-        record = each.get_help_record(context)
-        if record is not None and record[1]:
-            yield record
+        if isinstance(each, click.Option) and not each.hidden:
+            names = ", ".join(sorted(each.opts, key=len))
+            taken = "" if each.is_flag else f" {each.metavar or each.type.name.upper()}"
+            notes = "; ".join(_notes(each))
+            yield f"`{names}{taken}`", f"{each.help} [{notes}]" if notes else str(each.help)
+
+
+def _notes(option: click.Option) -> Iterator[str]:
+    if option.show_default:
+        yield f"default: {option.default if option.show_default is True else option.show_default}"
+    lowest, highest = getattr(option.type, "min", None), getattr(option.type, "max", None)
+    if highest is not None:
+        yield f"{lowest} to {highest}"
+    elif lowest is not None:
+        yield f"at least {lowest}"
 
 
 def _words(command: click.Command) -> Iterator[str]:

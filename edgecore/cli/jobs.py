@@ -99,7 +99,12 @@ def _since(ctx: click.Context, param: click.Parameter, word: str | None) -> int:
     help="Only jobs that came since then: 90m, 12h, 3d, or 2026-11-22T14:00 (UTC).",
 )  # fmt: skip
 @click.option(
-    "--limit", type=click.IntRange(1, 1_000_000), default=20, show_default=True, help="At most so many."
+    "--limit",
+    type=click.IntRange(1, 1_000_000),
+    metavar="NUMBER",
+    default=20,
+    show_default=True,
+    help="At most so many.",
 )
 @click.option("--counts", is_flag=True, help="Instead, how many jobs there are in each state.")
 @click.option("--watch", is_flag=True, help="Go on and show every change, until Ctrl-C.")
