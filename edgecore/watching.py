@@ -146,15 +146,15 @@ class Watching:
 
     def _judge(self, job: Job, seen: Observation | None) -> Change | None:
         cancelled = job.intent is Intent.CANCELLED
-        doubted = seen is not None and self._is_doubted(job, seen)
-        if seen is not None and not cancelled and not doubted and self._nothing_new(job, seen):
+        belied = seen is not None and self._is_belied(job, seen)
+        if seen is not None and not cancelled and not belied and self._nothing_new(job, seen):
             return None
         alive = seen is not None and seen.state is not NativeState.ENDED
         attempt = self._updated(job, seen)
         decided = cancelled or attempt.given_up  # to take it back: that needs its token
         if (
             alive
-            and not doubted
+            and not belied
             and not decided
             and seen is not None
             and seen.state is not NativeState.UNKNOWN
@@ -185,15 +185,23 @@ class Watching:
             return self._follow(job, attempt, decision, seen, run)
         return None
 
-    def _is_doubted(self, job: Job, seen: Observation) -> bool:
-        """Tell whether it is time to look at the token of what started and is listed as alive.
+    def _is_belied(self, job: Job, seen: Observation) -> bool:
+        """Tell whether what is listed as alive ended so long ago that the listing will not say so, nor why.
 
-        It is so once in the time after which a job that is not listed counts as lost, for each job at another moment.
+        Its token is looked at once in the time after which a job that is not listed counts as lost, each at another moment.
         """
-        if seen.state is not NativeState.RUNNING and _attempt(job).started is None:
+        attempt, patience = _attempt(job), self.patience(job)
+        if seen.state is not NativeState.RUNNING and attempt.started is None:
             return False
-        every = max(1, self.patience(job).lost_after)
-        return (self._look_before - job.id) // every != (self._look_now - job.id) // every
+        every = max(1, patience.lost_after)
+        if (self._look_before - job.id) // every == (self._look_now - job.id) // every:
+            return False
+        token = batch.run_directory(self.work, job.id, attempt.number).token()
+        return (
+            token is not None
+            and token.state is batch.TokenState.ENDED
+            and self._look_now - token.since >= patience.grace
+        )
 
     def _updated(self, job: Job, seen: Observation | None) -> Attempt:
         """Take over what a listing tells about an attempt."""

@@ -259,6 +259,22 @@ def test_a_job_that_is_listed_as_running_for_ever_is_ended_by_its_token(edge: Ed
     assert {edge.job().id: 1} == edge.site.starts()
 
 
+def test_an_end_that_the_batch_system_is_about_to_tell_waits_for_its_reason(edge: Edge) -> None:
+    timing(edge, lost_after_s=0.1, grace_s=FOR_EVER_S)
+    entry = running(edge)
+    with edge.scheduling._lock:
+        process, entry.process = entry.process, None
+    assert process is not None
+    process.terminate()
+    assert 0 != process.wait()
+    edge.until(lambda: token(edge) == "ended")
+    edge.wait_looks(10)
+    assert S.RUNNING is edge.job().state
+    edge.scheduling.end(entry, "the walltime is over")
+    edge.wait("job", S.JOB_FAILED)
+    assert "the walltime is over" in edge.job().message
+
+
 def test_a_job_that_the_batch_system_ends_before_its_start_fails_with_the_reason(edge: Edge) -> None:
     entry = queued(edge)
     edge.scheduling.end(entry, "removed by alice")
