@@ -13,7 +13,7 @@ import platform
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from benchmarks import big_store, copies, intake, latency, rabbitmq, scp, trivial_job
+from benchmarks import big_store, copies, intake, latency, rabbitmq, scp, slurm, trivial_job
 
 __all__ = ["main"]
 
@@ -37,6 +37,7 @@ _ALL: Final[Mapping[str, Callable[..., bool]]] = {
     "copies": _copies,
     "rabbitmq": rabbitmq.run,
     "scp": _scp,
+    "slurm": slurm.run,
 }
 
 

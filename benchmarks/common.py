@@ -35,6 +35,7 @@ __all__ = [
     "Row",
     "Run",
     "Service",
+    "children_s",
     "cpu_s",
     "make_site",
     "pairs",
@@ -42,6 +43,7 @@ __all__ = [
     "ratio_of",
     "show",
     "spread",
+    "wait_for_rest",
     "wait_until",
 ]
 
@@ -94,6 +96,12 @@ def cpu_s(pid: int | str = "self") -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
 
+def children_s() -> float:
+    """Return the user and system time of all commands that this process ran and waited for, in seconds."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 # ---------------------------------------------------------------------------------- table
 
 
@@ -131,12 +139,10 @@ work_directory = "work"
 store = "store.sqlite"
 
 [messaging]
-url = "sqlite://{base}/queues.sqlite"
+{messaging}
 
 [scheduling]
-driver = "fork"
-slots = {slots}
-idle_s = 2
+{scheduling}
 {more}
 """
 
@@ -186,11 +192,15 @@ class BenchSite:
         broker.close()
 
 
-def make_site(base: Path, *, slots: int = 2, more: str = "") -> BenchSite:
-    """Lay out a site on SQLite and fork, with an application that does nothing."""
+def make_site(
+    base: Path, *, slots: int = 2, messaging: str = "", scheduling: str = "", more: str = ""
+) -> BenchSite:
+    """Lay out a site with an application that does nothing; on SQLite and fork, or what these tables say."""
     base.mkdir(parents=True)
     file = base / "site.toml"
-    file.write_text(_SITE.format(base=base, slots=slots, more=more))
+    messaging = messaging or f'url = "sqlite://{base}/queues.sqlite"'
+    scheduling = scheduling or f'driver = "fork"\nslots = {slots}\nidle_s = 2'
+    file.write_text(_SITE.format(messaging=messaging, scheduling=scheduling, more=more))
     config = read_site(file)
     Desk(config.store).add_application(Application(name="nothing", executable="/bin/true"), now=1)
     return BenchSite(base, config)
@@ -253,3 +263,10 @@ def wait_until(
         if time.monotonic() > deadline:
             raise TimeoutError(f"not within {timeout_s:.0f} s: {what}")
         time.sleep(every_s)
+
+
+def wait_for_rest(pid: int) -> None:
+    """Wait until a process has used no CPU for a while, longer than a poll of the fork batch system."""
+    used = -1.0
+    while used != (used := cpu_s(pid)):
+        time.sleep(1.2)

@@ -27,6 +27,7 @@ from benchmarks.common import (
     ratio_of,
     show,
     spread,
+    wait_for_rest,
     wait_until,
 )
 from edgecore.builtin.fork_spool import connect
@@ -103,15 +104,8 @@ def _once(site: BenchSite, pid: int) -> Run:
         query = "SELECT queued FROM jobs WHERE id > ? AND state = 'ENDED'"
         wait_until(lambda: spool.execute(query, (before,)).fetchone() is not None, "the job has ended")
         queued_us = spool.execute(query, (before,)).fetchone()[0]
-        _wait_for_rest(pid)
+        wait_for_rest(pid)
         return Run((queued_us - sent_us) / 1000, (cpu_s(pid) - cpu) * 1000)
-
-
-def _wait_for_rest(pid: int) -> None:
-    """Wait until a process has used no CPU for a while, longer than the poll of the batch system."""
-    used = -1.0
-    while used != (used := cpu_s(pid)):
-        time.sleep(1.2)
 
 
 def _spool(site: BenchSite) -> Path:
