@@ -438,6 +438,10 @@ def _url_problems(config: SiteConfig) -> Iterator[Problem]:
         if not entry.scheme:
             allowed = "must be the beginning of a URL, such as file:///data/"
             yield Problem(f"transfer[{number}].prefix", repr(entry.prefix), allowed)
+        if any(entry.prefix.rstrip("/") == other.prefix.rstrip("/") for other in config.transfer[:number]):
+            yield Problem(
+                f"transfer[{number}].prefix", repr(entry.prefix), "stands before, with settings of its own"
+            )
 
 
 def _credential_problems(config: SiteConfig) -> Iterator[Problem]:

@@ -13,7 +13,7 @@ from attrs import evolve
 from scripted import Edge, ScriptedTransfer
 
 from edgecore import batch
-from edgecore.config import LauncherTable, Limits
+from edgecore.config import LauncherTable, Limits, TransferTable
 from edgecore.desk import Desk
 from edgecore.errors import TransferInterrupted, TransferRefused
 from edgecore.models import JobState as S
@@ -89,6 +89,21 @@ def test_transfers_are_recorded_with_what_they_moved(edge: Edge) -> None:
     assert ("in", 1, True) == (came.direction, came.files, came.started <= came.ended)
     assert ("out", f"file://{edge.site.base}/data/out-job") == (went.direction, went.url)
     assert went.files == 3  # the settings, stdout, stderr
+
+
+def test_each_prefix_has_its_own_settings(edge: Edge) -> None:
+    (prefix,) = {entry.prefix for entry in edge.config.transfer}
+    sizes = TransferTable(prefix=f"{prefix}out-quick/", settings={"compare": False})
+    edge.config = evolve(edge.config, transfer=(sizes, *edge.config.transfer))
+    edge.start()
+    for name in ("careful", "quick"):
+        edge.send(name=name, **edge.input(name))
+    verified = {}
+    for name in ("careful", "quick"):
+        edge.wait(name, S.JOB_FINISHED)
+        with Reader(edge.config.store) as reader:
+            verified[name] = [each.verified for each in reader.transfers(edge.job(name).id)]
+    assert {"careful": ["bytes", "bytes"], "quick": ["bytes", "size"]} == verified
 
 
 def test_an_application_runs_under_its_launcher_with_typed_values_and_our_environment(edge: Edge) -> None:

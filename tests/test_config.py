@@ -238,6 +238,12 @@ def test_what_only_a_site_can_judge_is_said_at_once_too(file: Path) -> None:
     assert list(places) == [problem.path for problem in raised.value.problems]
 
 
+def test_a_prefix_stands_once_so_that_its_settings_are_clear(file: Path) -> None:
+    more = '[[transfer]]\nprefix = "file:///a/"\n[[transfer]]\nprefix = "file:///a"\ncompare = false\n'
+    allowed = "stands before, with settings of its own"
+    assert [f"transfer[1].prefix: found 'file:///a'; {allowed}"] == problems(file, MINIMUM + more)
+
+
 def test_a_wrong_transfer_is_named_by_its_place_in_the_list(file: Path) -> None:
     more = '[[transfer]]\nprefix = "file:///a/"\n[[transfer]]\nprefix = "/b/"\n'
     allowed = "must be the beginning of a URL, such as file:///data/"
