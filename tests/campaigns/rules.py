@@ -14,7 +14,7 @@ from attrs import frozen
 
 from campaigns.evidence import Evidence, Kept
 from campaigns.programs import Execution
-from edgecore.batch import TokenState
+from edgecore.batch import Token, TokenState
 from edgecore.models import JobState
 from edgecore.states import TERMINAL
 
@@ -58,14 +58,11 @@ def _proof(evidence: Evidence, kept: Kept, batch_id: str, since: float) -> str:
     return words
 
 
-def _killed(evidence: Evidence, kept: Kept, execution: Execution) -> bool:
-    """Tell whether Slurm took an execution away."""
-    return bool(_proof(evidence, kept, execution.batch_id, execution.started))
-
-
-def _refused(evidence: Evidence, kept: Kept) -> bool:
-    """Tell whether Slurm never began the latest attempt of a job."""
+def _taken_away(evidence: Evidence, kept: Kept, execution: Execution | None) -> bool:
+    """Tell whether Slurm took away the latest attempt of a job, of which *execution* is the only start, if any."""
     attempt = kept.job.attempt
+    if execution is not None:
+        return bool(_proof(evidence, kept, execution.batch_id, execution.started))
     if attempt is None or attempt.batch_id is None or attempt.submitted is None:
         return False
     return bool(_proof(evidence, kept, attempt.batch_id, attempt.submitted / 1e6))
@@ -116,26 +113,21 @@ def _worked_once(evidence: Evidence) -> Iterator[str]:
 def _told_as_it_was(evidence: Evidence) -> Iterator[str]:
     """What ended is told with its exit code; what is told to have ended did."""
     for kept, executions in _by_job(evidence):
-        job, last = kept.job, executions[-1] if executions else None
-        code = None if last is None else last.exit_code
-        token = kept.tokens.get(job.attempt.number) if job.attempt else None
-        recorded = token is not None and token.state is TokenState.ENDED
-        told = job.attempt.exit_code if job.attempt else None
+        job, token, last = kept.job, _token(kept), _latest(kept, executions)
+        code, told = last.exit_code if last else None, job.attempt.exit_code if job.attempt else None
         where = f"{job.name} is {job.state}, exit code {told}"
         if job.state is JobState.JOB_FINISHED and code != 0:
             yield f"{where}; its last execution ended with {code}"
-        if recorded and token is not None:
-            expected = JobState.JOB_FINISHED if token.exit_code == 0 else JobState.JOB_FAILED
-            killed = last is not None and code is None and _killed(evidence, kept, last)
-            if token.exit_code != told or not (killed or token.exit_code == code):
-                yield f"{where}; the end record says {token.exit_code}, the application {code}"
-            elif job.state is not expected and job.name not in evidence.cancelled:
-                yield f"{where}; its end record is {token.exit_code}"
-        wanted = evidence.asked.get(job.name, {})
-        if job.state is JobState.JOB_FAILED and job.attempt is not None and recorded:
-            used = sum(each.exit_code not in (0, None) for each in executions)
-            if not used:
-                yield f"{where} without a failure; {wanted}"
+        if token is None or token.state is not TokenState.ENDED:
+            continue
+        expected = JobState.JOB_FINISHED if token.exit_code == 0 else JobState.JOB_FAILED
+        silenced = code is None and _taken_away(
+            evidence, kept, last
+        )  # told to stop before it could note its end
+        if token.exit_code != told or not (silenced or token.exit_code == code):
+            yield f"{where}; the end record says {token.exit_code}, the application {code}"
+        elif job.state is not expected and job.name not in evidence.cancelled:
+            yield f"{where}; its end record is {token.exit_code}"
 
 
 def _settled(evidence: Evidence) -> Iterator[str]:
@@ -154,26 +146,21 @@ def _lost_by_slurm(evidence: Evidence) -> Iterator[str]:
         if not loss.proof:
             yield f"{loss.job}, attempt {loss.attempt}, batch id {loss.batch_id}: no end and no reason"
     for kept, executions in _by_job(evidence):
-        if kept.job.state is not JobState.LOST:
-            continue
-        last = executions[-1] if executions else None
-        if last is None or kept.job.attempt is None or last.attempt != kept.job.attempt.number:
+        last = _latest(kept, executions)
+        if kept.job.state is JobState.LOST and last is None:
             yield f"{kept.job.name} is LOST and its attempt never started"
-        elif last.ended is not None and not _killed(evidence, kept, last):
-            yield f"{kept.job.name} is LOST, and attempt {last.attempt} ended with {last.exit_code}"
+        elif kept.job.state is JobState.LOST and not _taken_away(evidence, kept, last):
+            yield f"{kept.job.name} is LOST, and its attempt ended with {last and last.exit_code}"
 
 
 def _failed_for_a_reason(evidence: Evidence) -> Iterator[str]:
-    """What failed without an end record of its own was ended by Slurm, whose log says so."""
+    """What failed without an end record of its own was ended by Slurm, whose logs say so."""
     for kept, executions in _by_job(evidence):
-        job = kept.job
-        token = kept.tokens.get(job.attempt.number) if job.attempt else None
-        if job.state is not JobState.JOB_FAILED or (token and token.state is TokenState.ENDED):
+        token = _token(kept)
+        if kept.job.state is not JobState.JOB_FAILED or (token and token.state is TokenState.ENDED):
             continue
-        if not any(_killed(evidence, kept, each) for each in executions[-1:]) and not _refused(
-            evidence, kept
-        ):
-            yield f"{job.name} failed: {job.message}; token {token and token.file}; nothing in Slurm's logs"
+        if not _taken_away(evidence, kept, _latest(kept, executions)):
+            yield f"{kept.job.name}: {kept.job.message}; token {token and token.file}; nothing in Slurm's logs"
 
 
 def _told_in_order(evidence: Evidence) -> Iterator[str]:
@@ -217,6 +204,16 @@ def names_by_birth(evidence: Evidence) -> Mapping[tuple[str, float | None], str]
     given = [(each.number, each.time, each.name) for each in evidence.submissions if each.number]
     given += [(each.number, each.time, each.name) for each in evidence.asked_strangers]
     return {(number, born(number, time)): name for number, time, name in given}
+
+
+def _token(kept: Kept) -> Token | None:
+    return kept.tokens.get(kept.job.attempt.number) if kept.job.attempt else None
+
+
+def _latest(kept: Kept, executions: Sequence[Execution]) -> Execution | None:
+    """Return the start of the latest attempt, where it has started."""
+    number = kept.job.attempt.number if kept.job.attempt else 0
+    return next((each for each in reversed(executions) if each.attempt == number), None)
 
 
 def _by_job(evidence: Evidence) -> Iterator[tuple[Kept, Sequence[Execution]]]:

@@ -183,8 +183,8 @@ class Storm:
         victims = [f"job-{jobs[0] - 1 - each % 3}" for each in cancelled if jobs and jobs[0] > 3]
         workers.do("submitting", lambda: self._ask(submitter, definitions, victims))
         pause = self._dice.uniform(0.0, 2.0)
-        for each in _share(plan.strangers, number, plan.kills):
-            workers.do("controller", partial(self._strange, f"apart{each}"))
+        for _ in _share(plan.strangers, number, plan.kills):
+            workers.do("controller", partial(self._strange, 2 * pause))
         if _share(plan.broker_kills, number, plan.kills, 3):
             workers.do("broker", lambda: self._kill_broker(pause))
         if _share(plan.controller_kills, number, plan.kills, 1):
@@ -275,9 +275,8 @@ class Storm:
         self.note("slurmctld killed")
         time.sleep(pause_s)
         self.slurm.controller.start()
-        count = sum(1 for _ in (self.base / "faults.jsonl").open())
-        for each in range(2):
-            self._strange(f"first{count}-{each}")
+        for seconds in (0.5, 3.5):
+            self._strange(seconds)
         self.slurm.wait_nodes()
         self._resume_nodes()
 
@@ -302,11 +301,10 @@ class Storm:
                 return
             time.sleep(0.02)
 
-    def _strange(self, label: str) -> None:
+    def _strange(self, seconds: float) -> None:
         """Submit a job of somebody else, under a name as we give them, too."""
         name = batch.attempt_tag(time.time_ns() // 1000, 1)
-        seconds = f"{0.5 + sum(map(ord, label)) % 5:.1f}"
-        arguments = [str(self.programs.stranger), str(self.base), name, seconds]
+        arguments = [str(self.programs.stranger), str(self.base), name, f"{seconds:.2f}"]
         options = ["--parsable", "--no-requeue", "--export=NONE", "--output=/dev/null"]
         options += ["--time=1", f"--job-name={name}"]
         said = self.slurm.run("sbatch", *options, *arguments, check=False)
