@@ -121,7 +121,8 @@ class _Visit:
             yield from findings_of("broker", error, _SEE_BROKER)
             return
         with closing(relay):
-            yield _timed("broker", f"{relay.profile.broker} answers", begun)
+            version = f", version {relay.profile.version}" if relay.profile.version else ""
+            yield _timed("broker", f"{relay.profile.broker} answers{version}", begun)
             try:
                 declared = relay.declare(topology=topology(self.config))
             except EdgeError as error:
