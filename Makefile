@@ -56,6 +56,10 @@ packages:
 		  .ci/install-package globus-gass-copy-progs && \
 		  .ci/install-package globus-gridftp-server-progs globus-gridftp-server globus-gridftp-sshftp; } || \
 		echo "GridFTP is missing (apt-get install globus-gridftp-server-progs globus-gass-copy-progs): its driver is not tested"
+	@test -x /usr/sbin/myproxy-server -a -x /usr/bin/myproxy-logon -a -x /usr/bin/grid-proxy-init || \
+		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && .ci/install-package globus-proxy-utils && \
+		  .ci/install-package myproxy && .ci/install-package myproxy-server myproxy-server; } || \
+		echo "MyProxy is missing (apt-get install myproxy myproxy-server globus-proxy-utils): renewing proxies is not tested"
 	@test -x /usr/sbin/slurmctld || \
 		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
 		  .ci/install-package munge munge && .ci/install-package slurm-wlm slurmctld slurmd; } || \

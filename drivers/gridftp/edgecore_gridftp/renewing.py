@@ -3,7 +3,7 @@
 ``myproxy-logon`` does the talking, in one of three ways: with a passphrase from a file; with our own certificate and
 the proxy that we still have, which must not have expired; or with our own certificate alone, where the server trusts
 it so far. What it brings is judged before it takes the place of the old proxy, in one step: who uses
-the file meanwhile sees the one or the other. What the server offers later than now is nothing to us.
+the file meanwhile sees the one or the other.
 """
 
 from __future__ import annotations
