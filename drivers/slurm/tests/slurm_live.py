@@ -28,7 +28,7 @@ __all__ = ["LiveSlurm"]
 
 _STRANGER: Final = "analysis"
 """The name of another user's job."""
-_FORMAT: Final = "%A|%i|%T|%r|%j"
+_FORMAT: Final = "%A|%i|%T|%r|%N|%j"
 _STATES: Final = {
     "PENDING": NativeState.QUEUED,
     **dict.fromkeys(("RUNNING", "COMPLETING", "CONFIGURING"), NativeState.RUNNING),
@@ -100,19 +100,19 @@ class LiveSlurm(BatchSystem):
                     executions=0 if "_" in batch_id and word == "PENDING" else launched[number],
                     request=requests.get(batch_id),
                 )
-                for number, batch_id, word, reason, name in self._ours()
+                for number, batch_id, word, reason, _, name in self._ours()
             ),
         ]
 
     def _listed(self) -> list[list[str]]:
         lines = self.slurm.run("squeue", "-a", "-r", "-h", "-t", "all", "-o", _FORMAT).splitlines()
-        return [line.split("|", 4) for line in lines]
+        return [line.split("|", 5) for line in lines]
 
     def _ours(self) -> list[list[str]]:
         ours = [
             line
             for line in self._listed()
-            if int(line[1].partition("_")[0]) >= self._first and line[4] != _STRANGER
+            if int(line[1].partition("_")[0]) >= self._first and line[5] != _STRANGER
         ]
         return sorted(ours, key=lambda line: [int(part) for part in line[1].split("_")])
 
@@ -213,9 +213,9 @@ class LiveSlurm(BatchSystem):
 
     def forget(self, batch_id: str) -> None:
         """Let the controller crash, and first the node of a job that runs, which else would be told to end it."""
-        for _, known, word, *_ in self._ours():
+        for _, known, word, _, node, _ in self._ours():
             if known == batch_id and word == "RUNNING":
-                self.slurm.slurmd[self.slurm.run("squeue", "-h", "-j", batch_id, "-o", "%N")].kill()
+                self.slurm.slurmd[node].kill()
         self._crash(batch_id)
 
     def lose(self, batch_id: str) -> None:
@@ -282,7 +282,7 @@ class LiveSlurm(BatchSystem):
     @contextlib.contextmanager
     def unlisted(self, batch_id: str) -> Iterator[None]:
         """Let it go by another name meanwhile, under which nobody looks for it."""
-        ((name,),) = ([line[4]] for line in self._ours() if line[1] == batch_id)
+        (name,) = (line[-1] for line in self._ours() if line[1] == batch_id)
         self._control("update", f"JobId={batch_id}", f"JobName=not-{name}")
         try:
             yield
