@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 JOBS   ?= 3
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test check docs bench long packages clean
+.PHONY: demo test check docs bench campaign long packages clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/atlas/demo.py
@@ -34,6 +34,10 @@ bench: $(STAMP)
 long: $(STAMP)
 	$(BIN)/python -m pytest -m long --timeout 3600
 	$(BIN)/python -m pytest examples/driver/tests -k kills --kills 200 --in-flight 100 --timeout 3600
+
+# Leaves its directory behind: `PYTHONPATH=tests .venv/bin/python -m campaigns account DIRECTORY` tells of it again.
+campaign: packages $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m campaigns run "$$(mktemp -d)/campaign"
 
 clean:
 	rm -rf $(VENV) build dist docs/_build demo-output .mypy_cache .pytest_cache .ruff_cache

@@ -52,7 +52,7 @@ def run(base: Path, plan: Plan) -> None:
             Storm(base, plan, rabbitmq, slurm, say).run()
     finally:
         rabbitmq.close()
-    say("over")
+    say(f"over; all of it is in {base}")
 
 
 if __name__ == "__main__":
