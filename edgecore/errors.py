@@ -25,7 +25,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from attrs import frozen
 
@@ -105,6 +105,9 @@ class DriverUnusable(ConfigurationError):
 
 class Unavailable(EdgeError):
     """Ask again later: the question was not answered, which is no evidence of anything."""
+
+    findings: Sequence[object] = ()
+    """What a driver found out all the same that was opened only to be examined; `models.Finding`."""
 
 
 class SchedulerUnavailable(Unavailable):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import sqlite3
 import threading
 from collections.abc import Generator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from attrs import Factory, define, evolve
 from examined import FAILURE, OK, WARNING, added, changed, examined
 from places import Place
 from test_relays import Batch
+from testbed.certificates import Authority
 
 from edgecore import doctor, partners
 from edgecore import drivers as installed
@@ -87,6 +91,35 @@ def test_a_broker_that_cannot_be_opened_is_a_failure_in_its_own_words(
     assert ["broker"] == list(found)
     assert FAILURE is found["broker"].level
     assert words in found["broker"].message
+
+
+def test_certificate_and_key_are_judged_although_the_broker_cannot_be_reached(
+    place: Place, tmp_path: Path
+) -> None:
+    authority = Authority(tmp_path / "certificates")
+    ours, other = authority.client("demo", lasts=timedelta(days=3)), authority.client("other")
+    ours.key.chmod(0o644)
+    with socket.socket() as nobody:  # bound and not listening
+        nobody.bind(("127.0.0.1", 0))
+        settings = {
+            "certificate": str(ours.certificate),
+            "key": str(ours.key),
+            "authority": str(authority.file),
+        }
+        table = evolve(
+            place.config.messaging, url=f"amqps://127.0.0.1:{nobody.getsockname()[1]}/", settings=settings
+        )
+        found = asked(evolve(place.config, messaging=table), "messaging")
+        assert ["broker", "key", "certificate"] == list(found)
+        assert (FAILURE, WARNING, WARNING) == tuple(each.level for each in found.values())
+        assert "nobody listens there" in found["broker"].message
+        assert "mode 0644" in found["key"].message
+        assert "expires in 3 days" in found["certificate"].message
+
+        table = evolve(table, settings={**settings, "key": str(other.key)})
+        found = asked(evolve(place.config, messaging=table), "messaging")
+        assert "the key is not that of the certificate" in found["broker"].message
+        assert ["broker", "key"] == list(found), "and not a second time"
 
 
 def test_queues_that_another_process_keeps_locked_are_no_reason_to_make_them_anew(place: Place) -> None:

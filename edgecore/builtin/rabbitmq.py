@@ -99,8 +99,10 @@ class RabbitMessaging(Messaging):
         opened = _Open(self, site.site)
         try:
             session = opened.sending.session()
-        except BaseException:
+        except BaseException as error:
             opened.close()
+            if site.examining and isinstance(error, BrokerUnavailable):
+                error.findings = tuple(opened.access.findings())
             raise
         self._open = opened
         return MessagingProfile(

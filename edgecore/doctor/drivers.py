@@ -22,7 +22,7 @@ from edgecore.drivers import (
     list_drivers,
     open_plugins,
 )
-from edgecore.errors import BrokerUnavailable, ConfigurationError, EdgeError
+from edgecore.errors import BrokerUnavailable, ConfigurationError, EdgeError, Unavailable
 from edgecore.models import Finding, Level, SiteContext
 from edgecore.partners import connect_broker, open_batch_system, open_place, topology
 
@@ -119,6 +119,7 @@ class _Visit:
             relay = connect_broker(self.config, self.plugins, self.context)
         except EdgeError as error:
             yield from findings_of("broker", error, _SEE_BROKER)
+            yield from _found_all_the_same(error)
             return
         with closing(relay):
             version = f", version {relay.profile.version}" if relay.profile.version else ""
@@ -201,6 +202,14 @@ def _prefixes(tables: Sequence[TransferTable]) -> Iterator[Finding]:
         if earlier is not None:
             words = f"[[transfer]] {table.prefix} is never used: {earlier} stands before it"
             yield Finding("prefixes", Level.WARNING, words, "put the longer prefix first, or remove one")
+
+
+def _found_all_the_same(error: EdgeError) -> Iterator[Finding]:
+    """Yield what a driver that could not be opened knows nevertheless, unless the error says it."""
+    found = error.findings if isinstance(error, Unavailable) else ()
+    for finding in found:
+        if isinstance(finding, Finding) and finding.message not in str(error):
+            yield finding
 
 
 def _diagnosed(relay: MessagingRelay | SchedulingRelay | TransferRelay) -> Iterator[Finding]:
