@@ -97,11 +97,13 @@ def _execution(job: int, attempt: int, batch_id: str, started: float, code: int 
     )
 
 
-def _kept(job: int, name: str, state: JobState, code: int | None, token: TokenState, number: int) -> Kept:
+def _kept(
+    job: int, name: str, state: JobState, code: int | None, token: TokenState, number: int, batch_id: str
+) -> Kept:
     attempts = [
         Attempt(number=each, tag=f"e{job}0{each}", group_tag="e", intended=1) for each in range(1, number + 1)
     ]
-    attempts[-1] = evolve(attempts[-1], exit_code=code)
+    attempts[-1] = evolve(attempts[-1], exit_code=code, batch_id=batch_id)
     states = [JobState.CREATED, JobState.SUBMITTING, state]
     definition = JobDefinition(name=name, site="testsite", application="recorder", retries=number - 1)
     found = Token(state=token, file=token, exit_code=code)
@@ -130,9 +132,9 @@ def good(log: ClusterLog) -> Evidence:
     """A campaign in which all was well: one job did its work, one failed twice, one Slurm lost while it ran."""
     begun = log.births["4"][0]
     kept = [
-        _kept(1, "well", JobState.JOB_FINISHED, 0, TokenState.ENDED, 1),
-        _kept(2, "bad", JobState.JOB_FAILED, 3, TokenState.ENDED, 2),
-        _kept(3, "lost", JobState.LOST, None, TokenState.RUNNING, 1),
+        _kept(1, "well", JobState.JOB_FINISHED, 0, TokenState.ENDED, 1, "7"),
+        _kept(2, "bad", JobState.JOB_FAILED, 3, TokenState.ENDED, 2, "9"),
+        _kept(3, "lost", JobState.LOST, None, TokenState.RUNNING, 1, "4"),
     ]
     return Evidence(
         asked={name: {"name": name} for name in ("well", "bad", "lost")},
@@ -277,6 +279,16 @@ CHEATS: Mapping[str, tuple[str, Callable[[Evidence], Evidence]]] = {
         "strangers' jobs untouched",
         lambda good: evolve(good, cluster=evolve(good.cluster, kills=[(good.strangers[0].started + 1, "4")])),
     ),
+    "Slurm is asked to end a job whose sender wants it": (
+        "ended only where its sender asked",
+        lambda good: evolve(good, cluster=evolve(good.cluster, kills=[(4e9, "9")])),
+    ),
+    "Slurm is asked to end what nobody knows": (
+        "ended only where its sender asked",
+        lambda good: evolve(
+            good, cancelled=frozenset({"lost"}), cluster=evolve(good.cluster, kills=[(4e9, "5")])
+        ),
+    ),
 }
 
 
@@ -297,6 +309,11 @@ def test_the_end_of_a_job_of_ours_that_had_the_number_before_is_no_harm_to_a_str
     before = good.cluster.births["4"][0] + 1
     asked = evolve(good, cluster=evolve(good.cluster, kills=[(before, "4")]))
     assert [] == list(RULES["strangers' jobs untouched"](asked))
+
+
+def test_a_job_whose_sender_wants_it_cancelled_may_be_ended(good: Evidence) -> None:
+    asked = evolve(good, cancelled=frozenset({"bad"}), cluster=evolve(good.cluster, kills=[(4e9, "9")]))
+    assert [] == list(RULES["ended only where its sender asked"](asked))
 
 
 def test_the_account_names_what_was_lost_and_what_was_broken() -> None:

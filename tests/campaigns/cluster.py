@@ -47,7 +47,7 @@ class ClusterLog:
     """When a number was given out; more than once where the job was forgotten."""
     deaths: dict[str, list[Death]] = Factory(lambda: defaultdict(list))
     kills: list[tuple[float, str]] = Factory(list)
-    """When somebody else than Slurm itself asked to end which job."""
+    """When somebody else than Slurm itself asked to end which job, by its batch id."""
     members: dict[str, str] = Factory(dict)
     """Batch id of a member of an array -> the number that it got when it began."""
 
@@ -128,7 +128,7 @@ class _Reading:
         self.log.births[found["number"]].append(time)
 
     def asked_to_end(self, time: float, text: str, found: re.Match[str]) -> None:
-        self.log.kills.append((time, found["number"]))
+        self.log.kills.append((time, found["batch_id"]))
 
     def began(self, time: float, text: str, found: re.Match[str]) -> None:
         if found["member"]:
@@ -149,7 +149,7 @@ class _Reading:
 _CONTROLLER: Final[Mapping[str, Callable[[_Reading, float, str, re.Match[str]], None]]] = {
     r"^slurmctld version \S+ started": _Reading.started,
     r"^_slurm_rpc_submit_batch_job: JobId=(?P<number>\d+)": _Reading.submitted,
-    r"REQUEST_KILL_JOB JobId=(?P<number>\d+)": _Reading.asked_to_end,
+    r"REQUEST_KILL_JOB JobId=(?P<batch_id>\d+(?:_\d+)?)": _Reading.asked_to_end,
     rf"(?:Allocate|Started) JobId={_NUMBER}": _Reading.began,
     r"^Purged files for defunct batch JobId=(?P<number>\d+)": _Reading.forgotten,
     r"^Orphan StepId=(?P<number>\d+)\.batch reported": _Reading.orphaned,

@@ -53,7 +53,7 @@ def _proof(evidence: Evidence, kept: Kept, batch_id: str, since: float) -> str:
     numbers = evidence.cluster.numbers(batch_id)
     words = evidence.cluster.loss(*numbers, since=since)
     if not words and kept.job.name in evidence.cancelled:
-        killed = any(number in numbers for _, number in evidence.cluster.kills)
+        killed = any(killed == batch_id and time > since for time, killed in evidence.cluster.kills)
         words = "its sender had it cancelled" if killed else ""
     return words
 
@@ -192,10 +192,24 @@ def _strangers_untouched(evidence: Evidence) -> Iterator[str]:
             yield f"{stranger.name}, job {stranger.number}: has no end, and Slurm did not lose it"
     names = names_by_birth(evidence)
     strange = {each.name for each in evidence.asked_strangers}
-    for time, number in evidence.cluster.kills:
+    for time, batch_id in evidence.cluster.kills:
+        number = batch_id.partition("_")[0]
         name = names.get((number, evidence.cluster.born(number, time)))
         if name in strange:
-            yield f"{name}, job {number}: somebody asked Slurm to end it"
+            yield f"{name}, job {batch_id}: somebody asked Slurm to end it"
+
+
+def _ended_only_on_demand(evidence: Evidence) -> Iterator[str]:
+    """Slurm was asked to end only jobs of ours whose sender wanted that."""
+    for time, batch_id in evidence.cluster.kills:
+        owners = [
+            (attempt.intended, kept.job.name)
+            for kept in evidence.kept
+            for attempt in kept.attempts
+            if attempt.batch_id == batch_id and attempt.intended / 1e6 < time
+        ]
+        if not owners or max(owners)[1] not in evidence.cancelled:
+            yield f"job {batch_id}: somebody asked Slurm to end it, and not for its sender; ours: {owners}"
 
 
 def names_by_birth(evidence: Evidence) -> Mapping[tuple[str, float | None], str]:
@@ -235,4 +249,5 @@ RULES: Final[Mapping[str, Callable[[Evidence], Iterator[str]]]] = {
     "what failed did so for a reason": _failed_for_a_reason,
     "status without gap, in order": _told_in_order,
     "strangers' jobs untouched": _strangers_untouched,
+    "ended only where its sender asked": _ended_only_on_demand,
 }
