@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 JOBS   ?= 3
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test check docs bench campaign long packages clean
+.PHONY: demo test check docs bench campaign long packages testbed clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/atlas/demo.py
@@ -38,6 +38,10 @@ long: $(STAMP)
 # Leaves its directory behind: `PYTHONPATH=tests .venv/bin/python -m campaigns account DIRECTORY` tells of it again.
 campaign: packages $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m campaigns run "$$(mktemp -d)/campaign"
+
+# Slurm, RabbitMQ and an SSH server to play with, and a site on them, until Ctrl-C.
+testbed: packages $(STAMP)
+	$(BIN)/python -m tests.testbed
 
 clean:
 	rm -rf $(VENV) build dist docs/_build demo-output .mypy_cache .pytest_cache .ruff_cache

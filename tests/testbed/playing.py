@@ -1,0 +1,212 @@
+"""Run a whole centre in one directory for a person who wants to try edgecore: Slurm, RabbitMQ over TLS, an SSH server.
+
+A site's file for them is written, with an application and a job to send, and the commands to try are printed. When
+it is interrupted, all of it ends, jobs included. What is not installed is left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from attrs import frozen
+
+from testbed.rabbitmq import RabbitMQ, why_missing
+from testbed.slurm import Slurm, missing_slurm, running_slurm
+from testbed.sshd import Sshd, missing_openssh
+
+__all__ = ["main"]
+
+_SITE: Final = "theta"
+"""The one that RabbitMQ's users here are made for."""
+_TEXT: Final = """\
+# A site on the servers of this testbed: Slurm{others}. It works as long as they run.
+
+site = "theta"
+work_directory = "jobs"
+store = "site.sqlite"
+
+[messaging]
+{messaging}
+
+[scheduling]
+driver = "slurm"
+poll_interval_s = 1
+accounting = {accounting}
+
+[environment.set]
+PATH = {path}
+SLURM_CONF = {conf}
+
+[[transfer]]
+{transfer}
+
+[defaults]
+queue = "batch"                # the partition
+
+[launchers.mpi]
+arguments = ["srun", "--export=ALL", "-n", "{{processes}}", "--ntasks-per-node", "{{processes_per_node}}"]
+"""
+_TRY: Final = """\
+The testbed is ready. In another terminal:
+
+  export SLURM_CONF={conf}
+  cd {site}
+  edgecore doctor site.toml                            # is all there that the site needs?
+  edgecore run site.toml                               # the service; then, in a third terminal
+  edgecore submit hello.json --site {sender} --wait    # {whose}
+  edgecore jobs --site site.toml --watch
+
+  squeue; sinfo; scontrol show job                     # Slurm: nodes n1 to n{nodes}, partitions batch, short, down
+  kill -STOP {controller}; sleep 60; kill -CONT {controller}   # its controller does not answer for a minute
+
+Ctrl-C here ends all of it.
+"""
+
+
+@frozen
+class _Bed:
+    """What runs."""
+
+    slurm: Slurm
+    rabbitmq: RabbitMQ | None
+    sshd: Sshd | None
+
+
+@click.command()
+@click.option(
+    "--directory",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep everything in DIR, which must be new or empty. [default: a temporary one, removed at the end]",
+)
+@click.option("--nodes", default=4, show_default=True, help="How many nodes Slurm has.")
+@click.option(
+    "--accounting", is_flag=True, help="Run slurmdbd and its database, too, so that there is sacct."
+)
+@click.option(
+    "--only-slurm", is_flag=True, help="Leave RabbitMQ and the SSH server out, as if not installed."
+)
+def main(directory: Path | None, nodes: int, accounting: bool, only_slurm: bool) -> None:
+    """Run Slurm, RabbitMQ and an SSH server on loopback, and write a site's file for them.
+
+    Prints the commands to try, and runs until it is interrupted. Needs what `make packages` installs.
+    """
+    if words := missing_slurm(accounting=accounting):
+        raise click.ClickException(words)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
+        base = _directory(stack, directory)
+        bed = _started(stack, base, nodes=nodes, accounting=accounting, only_slurm=only_slurm)
+        _make_site(base / "site", bed)
+        click.echo(_advice(base / "site", bed))
+        while True:
+            signal.pause()
+
+
+def _directory(stack: contextlib.ExitStack, wanted: Path | None) -> Path:
+    if wanted is None:
+        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgecore-testbed-")))
+    if wanted.exists() and any(wanted.iterdir()):
+        raise click.UsageError(f"{wanted} is not empty; name a new directory")
+    wanted.mkdir(parents=True, exist_ok=True)
+    return wanted.absolute()
+
+
+def _started(
+    stack: contextlib.ExitStack, base: Path, *, nodes: int, accounting: bool, only_slurm: bool
+) -> _Bed:
+    click.echo("starting Slurm ...", err=True)
+    slurm = stack.enter_context(running_slurm(base / "slurm", nodes=nodes, accounting=accounting))
+    rabbitmq = sshd = None
+    if (words := "left out" if only_slurm else why_missing()) == "":
+        click.echo("starting RabbitMQ ...", err=True)
+        rabbitmq = stack.enter_context(_running_rabbitmq(_made(base / "rabbitmq")))
+    else:
+        click.echo(f"no RabbitMQ ({words}): the site's queue is a file", err=True)
+    if (words := "left out" if only_slurm else missing_openssh()) == "":
+        sshd = Sshd(_made(base / "sshd")).make().start()
+        stack.callback(sshd.stop)
+    else:
+        click.echo(f"no SSH server ({words}): jobs bring their files by file://", err=True)
+    return _Bed(slurm, rabbitmq, sshd)
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir()
+    return directory
+
+
+@contextlib.contextmanager
+def _running_rabbitmq(directory: Path) -> Iterator[RabbitMQ]:
+    server = RabbitMQ(directory)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+# ------------------------------------------------------------------------------------- the site
+
+
+def _make_site(place: Path, bed: _Bed) -> None:
+    """Make a site as `edgecore init` does, with these servers in its file, and one of who sends jobs."""
+    edgecore = [sys.executable, "-m", "edgecore", "init", str(place), "--site", _SITE]
+    subprocess.run(edgecore, check=True, stdout=subprocess.DEVNULL)
+    data = place / "data"
+    url = f"file://{data}"
+    if bed.sshd is not None:
+        url = f"scp://127.0.0.1:{bed.sshd.port}{data}"
+        (bed.sshd.directory / "known_hosts").write_text(bed.sshd.known_as(bed.sshd.port))
+    (place / "site.toml").write_text(_site_file(bed, url, _messaging(place, bed, _SITE)))
+    if bed.rabbitmq is not None:
+        (place / "sender.toml").write_text(_site_file(bed, url, _messaging(place, bed, "physicist")))
+    job = json.loads((place / "hello.json").read_text())
+    job |= {"input_url": f"{url}/hello/", "output_url": f"{url}/hello-output/"}
+    (place / "hello.json").write_text(json.dumps(job, indent=1) + "\n")
+
+
+def _site_file(bed: _Bed, url: str, messaging: Mapping[str, Any]) -> str:
+    transfer = {"prefix": f"{url}/"}
+    if bed.sshd is not None:
+        transfer |= {"key_file": str(bed.sshd.key), "known_hosts": str(bed.sshd.directory / "known_hosts")}
+    others = [name for name, server in (("RabbitMQ", bed.rabbitmq), ("an SSH server", bed.sshd)) if server]
+    return _TEXT.format(
+        others="".join(f", {name}" for name in others),
+        messaging=_toml(messaging),
+        transfer=_toml(transfer),
+        accounting=json.dumps(bed.slurm.slurmdbd is not None),
+        path=json.dumps(bed.slurm.environment["PATH"]),
+        conf=json.dumps(str(bed.slurm.conf)),
+    )
+
+
+def _messaging(place: Path, bed: _Bed, user: str) -> Mapping[str, Any]:
+    if bed.rabbitmq is None:
+        return {"url": f"sqlite://{place}/queues.sqlite"}
+    return {**bed.rabbitmq.settings(user), "may_declare": False}
+
+
+def _toml(values: Mapping[str, Any]) -> str:
+    return "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
+
+
+def _advice(place: Path, bed: _Bed) -> str:
+    told = bed.rabbitmq is not None
+    return _TRY.format(
+        conf=bed.slurm.conf,
+        site=place,
+        sender="sender.toml" if told else "site.toml",
+        whose="as a user who may only ask for jobs" if told else "to the queue of this site",
+        nodes=len(bed.slurm.slurmd),
+        controller=bed.slurm.controller_pid,
+    )
