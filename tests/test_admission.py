@@ -136,6 +136,7 @@ _keys = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(
     st.binary(max_size=60)

@@ -451,6 +451,7 @@ def test_the_fit_finds_mass_and_width_of_a_breit_wigner(analyse: Any, mass: floa
     assert abs(fit.chi2 - fit.ndf) < 4 * math.sqrt(2 * fit.ndf)
 
 
+@pytest.mark.slow
 def test_the_errors_of_the_fit_are_as_large_as_its_scatter(analyse: Any) -> None:
     import numpy as np
 

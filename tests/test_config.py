@@ -289,6 +289,7 @@ _keys = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(document=st.dictionaries(_keys, _values), whole=st.booleans())
 def test_whatever_a_file_holds_it_is_read_or_refused(

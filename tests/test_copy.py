@@ -72,6 +72,7 @@ def plant(root: bytes, content: object) -> None:
             file.write(content)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=TREES)
 def test_any_tree_survives_the_way_out_and_back(content: object, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -112,9 +113,20 @@ MODULES: Final = {
 }
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Yield every module that a file imports, at its top or anywhere else, but for types only."""
-    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+@cache
+def parsed(path: Path) -> ast.Module:
+    """Read a module once for all tests of it."""
+    return ast.parse(path.read_text())
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
+    """Return every module that a file imports, at its top or anywhere else, but for types only."""
+    return frozenset(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[str]:
+    waiting: list[ast.AST] = [parsed(path)]
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
@@ -174,7 +186,7 @@ def test_a_driver_of_its_own_package_uses_what_drivers_may_and_starts_no_process
     used = {name.removeprefix("edgecore.") for name in found if name.startswith("edgecore.")}
     assert set() == used - FOR_DRIVERS
     assert "subprocess" not in found
-    called = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    called = {node.attr for node in ast.walk(parsed(path)) if isinstance(node, ast.Attribute)}
     assert set() == called & (FORBIDDEN - {"system"})
 
 
@@ -231,7 +243,7 @@ BATCH_SYSTEMS: Final = {"builtin.fork_supervisor", "gates", "testing.fake.proces
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name not in BATCH_SYSTEMS])
 def test_no_process_is_started_past_the_one_module_and_no_text_is_executed(module: str) -> None:
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+    for node in ast.walk(parsed(MODULES[module])):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
             assert node.attr not in FORBIDDEN
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):

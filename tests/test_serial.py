@@ -333,6 +333,7 @@ _json: st.SearchStrategy[Any] = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200) | _json.map(lambda value: json.dumps(value).encode()))
 def test_whatever_bytes_arrive_they_are_json_or_a_definition_error(body: bytes) -> None:
@@ -345,6 +346,7 @@ def test_whatever_bytes_arrive_they_are_json_or_a_definition_error(body: bytes) 
         assert json.loads(body) == value
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     cls=st.sampled_from([JobDefinition, WorkflowDefinition, ControlMessage, Application, Plan, Kinds]),
