@@ -7,7 +7,6 @@ Slurm or PBS here and would be another machine's there, is shown apart.
 
 from __future__ import annotations
 
-import resource
 import statistics
 import subprocess
 import time
@@ -21,6 +20,7 @@ from benchmarks.common import (
     Row,
     Run,
     Service,
+    children_s,
     cpu_s,
     make_site,
     pairs,
@@ -98,12 +98,7 @@ def _supervisor(site: BenchSite) -> str:
 def _bare(base: Path, jobs: int) -> Run:
     script = base / "script.sh"
     script.write_text("#!/bin/sh\nexec /bin/true\n")
-    before, begun = _all_cpu_s(), time.perf_counter()
+    before, begun = cpu_s() + children_s(), time.perf_counter()
     for _ in range(jobs):
         subprocess.run(["/bin/sh", script], check=True)
-    return Run(jobs / (time.perf_counter() - begun), (_all_cpu_s() - before) * 1000 / jobs)
-
-
-def _all_cpu_s() -> float:
-    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(used.ru_utime + used.ru_stime for used in both)
+    return Run(jobs / (time.perf_counter() - begun), (cpu_s() + children_s() - before) * 1000 / jobs)
