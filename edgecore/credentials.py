@@ -34,7 +34,7 @@ from edgecore.errors import (
     TransferInterrupted,
     TransferRefused,
 )
-from edgecore.graph import Outcome, Postponed
+from edgecore.graph import WAITS, Outcome, Postponed
 from edgecore.models import Job, WarningMessage
 from edgecore.workplace import program_mark
 
@@ -97,9 +97,7 @@ class Credentials:
                 if look:
                     credential.look()
                 if reason := credential.reason():
-                    return (
-                        f"it waits for the credential {credential.table.name}, which cannot be used: {reason}"
-                    )
+                    return f"the credential {credential.table.name}, which cannot be used: {reason}"
         return ""
 
     def awaited(
@@ -117,7 +115,7 @@ class Credentials:
                     if not missing:
                         raise
                     log.warning("job %d: %s", job.id, error, extra={"job": job.id})
-            return Postponed(missing, job.due)
+            return Postponed(f"{WAITS}{missing}", job.due)
 
         return checked
 
@@ -301,7 +299,7 @@ class CredentialWatch:
         if reason := seen.reason(now):
             who = ", ".join(self._table.needed_by)
             waits = f"; what needs it waits ({who})" if who else ""
-            self.alarms.raise_once(unusable, f"{self._table.file} cannot be used: {reason}{waits}{last}")
+            self.alarms.raise_once(unusable, f"it cannot be used: {reason}{waits}{last}")
             return
         self.alarms.clear(unusable, f"it can be used again, until {utc(seen.expires)}")
         self.usable()

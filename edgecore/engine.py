@@ -26,7 +26,7 @@ from edgecore.alarms import STORE, AlarmListener, Alarms, HostTrouble, Silence
 from edgecore.backoff import Backoff
 from edgecore.clock import Clock
 from edgecore.errors import ActionStopped, EdgeError, SchedulerUnavailable, StoreError, Unavailable, Veto
-from edgecore.graph import Graph, Outcome, Postponed, Step, Watch
+from edgecore.graph import WAITS, Graph, Outcome, Postponed, Step, Watch
 from edgecore.lanes import Lane
 from edgecore.logs import about
 from edgecore.loop import Loop
@@ -311,10 +311,11 @@ class Engine:
             self._write([Change(job, tuple(path))])
             return
         step = self.graph.steps[job.state]
-        if reason := step.kept_out(job):
-            self._keep_out(job, reason)
+        if missing := step.kept_out(job):
+            self._keep_out(job, f"{WAITS}{missing}")
             return
-        self._kept_out.pop(job.id, None)
+        if self._kept_out.pop(job.id, None):
+            self.store.note(job, job.message)  # it waits for nothing any more
         self._busy.add(job.id)
         self._running[step.lane].put([_Task(step, job)], step.key(job), step.largest)
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from attrs import frozen
 
 from edgecore.models import Job, JobState
 from edgecore.store import Change
 
-__all__ = ["Action", "Graph", "Outcome", "Postponed", "Step", "Watch"]
+__all__ = ["WAITS", "Action", "Graph", "Outcome", "Postponed", "Step", "Watch"]
+
+WAITS: Final = "it waits for "
+"""How the message of a job begins that its step does not let in."""
 
 
 @frozen
@@ -43,7 +46,7 @@ class Step:
     instant: Callable[[Job], Job | None] = lambda job: None
     """The job moved on at once where there is nothing to do, else None."""
     kept_out: Callable[[Job], str] = lambda job: ""
-    """Why a job may not enter the lane now, asking nobody; empty where it may. `Engine.reconsider` has it asked anew."""
+    """What a job must wait for before it enters the lane, asking nobody; empty where it need not. `Engine.reconsider` has it asked anew."""
     alike: Callable[[Job], Hashable] | None = None
     """Jobs with equal answers may be worked on as one group; None: each alone."""
     largest: int = 1

@@ -20,6 +20,7 @@ from edgecore import serial
 from edgecore.alarms import Alarms
 from edgecore.backoff import Backoff
 from edgecore.certificates import judge
+from edgecore.cli.waiting import waits_for
 from edgecore.clock import Clock, iso
 from edgecore.config import CredentialTable, MetricsTable
 from edgecore.credentials import Credential, CredentialWatch, open_credentials
@@ -29,6 +30,7 @@ from edgecore.hookspecs import Lifecycle, hookimpl
 from edgecore.models import JobState as S
 from edgecore.models import TransferProgress, TransferReport, WarningMessage
 from edgecore.processes import process_start
+from edgecore.reader import Reader
 from edgecore.testing.site import DEADLINE_S
 
 HOUR_S = 3600.0
@@ -165,7 +167,7 @@ def test_without_a_command_people_are_told_in_time_and_again_of_the_end(watched:
     watched.look(31 * 60)
     watched.look(30 * 60)
     assert [EXPIRY, UNUSABLE] == [subject for subject, _ in watched.raised]
-    assert f"{watched.file} cannot be used: it expired at" in watched.raised[1][1]
+    assert "it cannot be used: it expired at" in watched.raised[1][1]
     write_proxy(watched.file, 5 * HOUR_S)
     let_go = watched.let_go
     watched.look()
@@ -341,6 +343,9 @@ def test_only_transfers_wait_for_a_credential_and_go_on_by_themselves(edge: Edge
     assert "No such file or directory" in words
     assert f"what needs it waits ({edge.config.transfer[0].prefix})" in words
     edge.until(lambda: "waits for the credential grid, which cannot be used" in edge.job("needs").message)
+    with Reader(edge.config.store) as reader:
+        (waits,) = waits_for(edge.config, reader, edge.job("needs"), edge.clock.now())
+    assert waits.startswith("the credential grid, which cannot be used: ")
     write_proxy(proxy)
     edge.wait("needs", S.JOB_FINISHED)
     edge.wait_alarm("credential grid", cleared=True)
@@ -466,7 +471,7 @@ def test_a_doctor_says_until_when_a_credential_can_be_used_and_what_to_do(place:
     config = added(place, f'\n[[credential]]\nname = "grid"\nfile = "{file.name}"\nrenew = ["true"]\n')
     found = examined(credential_checks(config), "credentials")
     assert (OK, OK) == (found["grid"].level, found["grid: renew"].level)
-    assert f"{file}, a proxy for CN=4711,CN=Alice, expires at" in found["grid"].message
+    assert "a proxy for CN=4711,CN=Alice, until" in found["grid"].message
 
     write_proxy(file, 600)
     assert WARNING == examined(credential_checks(config), "credentials")["grid"].level
@@ -474,7 +479,7 @@ def test_a_doctor_says_until_when_a_credential_can_be_used_and_what_to_do(place:
     broken = examined(credential_checks(config), "credentials")["grid"]
     assert FAILURE == broken.level
     assert "mode 0644" in broken.message
-    assert "the service runs its command" in broken.remedy
+    assert "start the service, which renews it" in broken.remedy
 
     missing = changed(place, '"true"', '"no-such-program"')
     assert FAILURE == examined(credential_checks(missing), "credentials")["grid: renew"].level

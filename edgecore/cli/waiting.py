@@ -7,6 +7,7 @@ from typing import Final
 
 from edgecore.cli.output import lasted, moment
 from edgecore.config import SiteConfig
+from edgecore.graph import WAITS
 from edgecore.models import Attempt, Intent, Job, JobState
 from edgecore.reader import Reader
 from edgecore.states import AT_BATCH_SYSTEM, COUNTS_AS_QUEUED, SETTLED
@@ -35,6 +36,8 @@ def _waits(config: SiteConfig, reader: Reader, job: Job, now: int) -> Iterator[s
     if job.due > now:
         again = f" after {job.failures} failures in a row" if job.failures else ""
         yield f"its next try at {moment(job.due)}, in {lasted(job.due - now)}{again}: {job.message}"
+    elif job.message.startswith(WAITS):
+        yield job.message.removeprefix(WAITS)
     elif job.state in _STAGED:
         yield from _queue(reader, job, _STAGED, config.limits.staging, "transfers at once (staging)")
     elif job.state in _PROCESSED:

@@ -27,9 +27,9 @@ def credential_checks(config: SiteConfig) -> Iterator[Check]:
 
 
 def _examine(table: CredentialTable) -> Iterator[Finding]:
-    renewal = (
-        "the service runs its command" if table.renew else "put a new one there: it is used without a restart"
-    )
+    remedy = f"put a new one there ({table.file}): it is used without a restart"
+    if table.renew:
+        remedy = "start the service, which renews it; if it runs, its alarms say why that fails"
     try:
         found = judge(table.file, table.key)
     except ImportError as error:
@@ -39,14 +39,12 @@ def _examine(table: CredentialTable) -> Iterator[Finding]:
     now = time.time_ns() // 1000
     if reason := found.reason(now):
         waits = f"; until then these wait: {', '.join(table.needed_by)}" if table.needed_by else ""
-        yield Finding(
-            table.name, Level.FAILURE, f"{table.file} cannot be used: {reason}", f"{renewal}{waits}"
-        )
+        yield Finding(table.name, Level.FAILURE, f"cannot be used: {reason}", f"{remedy}{waits}")
         return
     what = "proxy" if found.is_proxy else "certificate"
-    words = f"{table.file}, a {what} for {found.subject}, expires at {utc(found.expires)}"
+    words = f"a {what} for {found.subject}, until {utc(found.expires)}, in {table.file}"
     near = found.expires - now < table.warn_minutes * 60e6
-    yield Finding(table.name, Level.WARNING if near else Level.OK, words, renewal if near else "")
+    yield Finding(table.name, Level.WARNING if near else Level.OK, words, remedy if near else "")
 
 
 def _program(config: SiteConfig, table: CredentialTable) -> Iterator[Finding]:
