@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 JOBS   ?= 3
 STAMP  := $(VENV)/.installed
 
+# Hundreds of services and commands are started by the suite: none should compile this tree again.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test check docs bench campaign long packages testbed clean
 
 demo: $(VENV)/.demo
