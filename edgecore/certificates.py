@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from edgecore.clock import microseconds
 
@@ -31,8 +31,12 @@ Stamp = tuple[tuple[int, ...], ...]
 
 _LARGEST_FILE: Final = 1024 * 1024
 _KEY: Final = re.compile(rb"-----BEGIN ([A-Z ]*PRIVATE KEY)-----.*?-----END \1-----", re.DOTALL)
-_PROXY_EXTENSIONS: Final = frozenset({"1.3.6.1.5.5.7.1.14", "1.3.6.1.4.1.3536.1.222"})
-"""Of RFC 3820, and of the draft that came before it."""
+_PROXY_EXTENSIONS: Final = (
+    bytes.fromhex("06082b0601050507010e"),
+    bytes.fromhex("060a2b060104019b5001815e"),
+)
+"""Of RFC 3820 (1.3.6.1.5.5.7.1.14), and of the draft before it (1.3.6.1.4.1.3536.1.222), as they stand in a certificate: a
+parser refuses certificates for extensions that everybody else puts up with."""
 _OLD_PROXIES: Final = frozenset({"proxy", "limited proxy"})
 """Common names of proxies that are older than both."""
 
@@ -70,8 +74,7 @@ def judge(file: Path, key: Path | None = None) -> Judgement:
     """Read a credential, whose key stands in *file* too where *key* is None. Raises ImportError without cryptography."""
     from cryptography.x509 import load_pem_x509_certificates
 
-    chain: Sequence[Certificate] = ()
-    trouble = ""
+    found = Judgement()
     try:
         content, status = _read(file)
         try:
@@ -80,18 +83,22 @@ def judge(file: Path, key: Path | None = None) -> Judgement:
             raise _Unusable(
                 f"{file} holds no certificate in PEM that can be read: put a whole one there"
             ) from error
-        proxy = _is_proxy(chain[0])
-        if proxy:
+        found = _described(chain)
+        if found.is_proxy:
             _check_proxy(file, status, chain)
         elif key is not None:
             content, status = _read(key)
         _check_key(key or file, content, status, chain[0])
     except _Unusable as error:
-        trouble = str(error)
-    if not chain:
-        return Judgement(trouble=trouble)
+        return evolve(found, trouble=str(error))
+    except Exception as error:  # parts of a certificate are read when they are asked for: any may be damaged
+        words = f"{file} holds a certificate that is damaged: put a whole one there"
+        return evolve(found, trouble=f"{words} ({_printable(str(error))[:200]})")
+    return found
+
+
+def _described(chain: Sequence[Certificate]) -> Judgement:
     return Judgement(
-        trouble=trouble,
         subject=_printable(chain[0].subject.rfc4514_string()),
         begins=max(microseconds(each.not_valid_before_utc) for each in chain),
         expires=min(microseconds(each.not_valid_after_utc) for each in chain),
@@ -176,15 +183,14 @@ def _open_to_others(path: Path, status: os.stat_result) -> str:
 
 
 def _is_proxy(certificate: Certificate) -> bool:
+    from cryptography.hazmat.primitives.serialization import Encoding
     from cryptography.x509.oid import NameOID
 
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     if names and names[-1].value in _OLD_PROXIES:
         return True
-    try:
-        return any(each.oid.dotted_string in _PROXY_EXTENSIONS for each in certificate.extensions)
-    except ValueError:  # extensions that nobody understands are no proxy's
-        return False
+    content = certificate.public_bytes(Encoding.DER)
+    return any(each in content for each in _PROXY_EXTENSIONS)
 
 
 def _printable(text: str) -> str:

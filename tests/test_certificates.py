@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -136,4 +137,17 @@ def test_whatever_a_file_holds_it_is_judged(
     assert isinstance(reason(place_file(path, _WHOLE[:at] + junk + _WHOLE[at:])), str)
 
 
+@given(st.integers(0, 10_000), st.integers(1, 255))
+def test_whatever_is_wrong_in_a_certificate_it_is_judged(
+    tmp_path_factory: pytest.TempPathFactory, at: int, changed: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged.pem"
+    damaged = bytearray(base64.b64decode(_FIRST))
+    damaged[at % len(damaged)] ^= changed
+    content = _WHOLE.replace(_FIRST, base64.encodebytes(damaged).strip(), 1)
+    assert content != _WHOLE
+    assert isinstance(reason(place_file(path, content)), str)
+
+
 _WHOLE = proxy_pem()
+_FIRST = _WHOLE.split(b"-----")[2].strip()

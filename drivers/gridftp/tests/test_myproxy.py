@@ -12,15 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from edgecore_gridftp import GridFtpTransfer
 from edgecore_gridftp.renewing import Request, advice_on, logon_command, main
 from sites import Site, make_site, wait_for
+from testbed.gridftp import gridftp_needed, running_gridftp
 from testbed.myproxy import LEAST_S, PASSPHRASE, RENEWER, MyProxy, running_myproxy
 from testbed.proxies import write_proxy
 
 from edgecore.certificates import judge
 from edgecore.models import JobState as S
+from edgecore.models import SiteContext
 from edgecore.reader import Reader
 from edgecore.testing.site import DEADLINE_S
+
+__all__ = ["gridftp_needed"]
 
 
 @pytest.fixture(scope="module")
@@ -290,6 +295,26 @@ def test_what_the_tool_says_comes_with_what_to_do_and_the_present_proxy_stays(
     myproxy.user.write_proxy(proxy, lasts=timedelta(seconds=-5))
     words = ask("--credential", "renewable", *own(myproxy))
     assert "the present one is of no help: it expired at" in words
+
+
+@pytest.mark.slow
+def test_what_it_brings_opens_the_door_of_a_gridftp_server(
+    ask: Ask, proxy: Path, passphrase: Path, myproxy: MyProxy, tmp_path: Path, gridftp_needed: None
+) -> None:
+    ask("--passphrase-file", str(passphrase))
+    for name in ("gridftp", "source", "work"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "source" / "file").write_text("content")
+    with running_gridftp(tmp_path / "gridftp", myproxy.grid) as server:
+        driver = GridFtpTransfer(
+            proxy=str(proxy), authorities=str(myproxy.grid.authorities), options=("-dcstack", server.stack)
+        )
+        driver.open(site=SiteContext(site="theta", work_directory=tmp_path / "work"))
+        report = driver.fetch(
+            url=f"{server.url}{tmp_path}/source", directory=tmp_path / "here", progress=lambda update: None
+        )
+    assert "content" == (tmp_path / "here" / "file").read_text()
+    assert 1 == report.files
 
 
 # ----------------------------------------------------------------------------------- in a service
