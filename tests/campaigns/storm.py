@@ -141,7 +141,6 @@ class Storm:
     def run(self) -> None:
         """Do it all; what happened is told by `campaigns.evidence`."""
         self._empty_queues()
-        # The workers' threads stay until the end: what a thread started to die with it would end with it, too.
         kinds = ("submitting", "broker", "controller")
         with self._consuming(), self._submitter() as submitter, _Workers(*kinds) as workers:
             for number in range(self.plan.kills):

@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
 from attrs import define, field
 
@@ -16,8 +15,6 @@ from edgecore.processes import process_start
 from testbed.keeper import Keeper
 
 __all__ = ["Daemon"]
-
-_DEADLINE_S: Final = 60.0
 
 
 @define(eq=False)
@@ -29,6 +26,8 @@ class Daemon:
     log: Path
     ready: Callable[[], bool]
     keeper: Keeper
+    deadline_s: float = 60.0
+    """How long it may take to start or to end."""
     pid: int = field(default=0, init=False)
     """Its process id, or the last one that it had."""
     _born: int | None = field(default=None, init=False)
@@ -51,7 +50,7 @@ class Daemon:
 
     def wait(self) -> None:
         """Wait until it answers."""
-        deadline = time.monotonic() + _DEADLINE_S
+        deadline = time.monotonic() + self.deadline_s
         while not self.ready():
             assert self.alive, f"it ended while starting: {' '.join(self.command)}: {self.said}"
             assert time.monotonic() < deadline, f"it does not start: {' '.join(self.command)}: {self.said}"
@@ -76,7 +75,7 @@ class Daemon:
 
     def _end(self, number: signal.Signals) -> None:
         self.signal(number)
-        deadline = time.monotonic() + _DEADLINE_S
+        deadline = time.monotonic() + self.deadline_s
         while self.alive:
             assert time.monotonic() < deadline, f"{number.name} does not end {' '.join(self.command)}"
             time.sleep(0.01)

@@ -1,7 +1,7 @@
 """Run a private RabbitMQ on loopback: own directories, ports, cookie, node name; certificates for clients.
 
-It never meets a RabbitMQ that the machine runs for others. The server and its name daemon are ended by the kernel
-when the process that started them ends, however it ends.
+It never meets a RabbitMQ that the machine runs for others. The server and its name daemon end with the process that
+started them, however it ends.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from testbed.certificates import Authority, Credential
+from testbed.daemon import Daemon
+from testbed.keeper import Keeper
 
 __all__ = ["PASSWORD", "USERS", "RabbitMQ", "why_missing"]
 
@@ -75,9 +76,7 @@ disk_free_limit.absolute = 10MB
 
 def why_missing() -> str:
     """Say why there can be no server here; empty where there can."""
-    missing = [
-        each for each in (_PROGRAMS / "rabbitmq-server", "epmd", "setpriv") if shutil.which(each) is None
-    ]
+    missing = [each for each in (_PROGRAMS / "rabbitmq-server", "epmd") if shutil.which(each) is None]
     return f"not installed: {', '.join(map(str, missing))} (make packages)" if missing else ""
 
 
@@ -91,9 +90,11 @@ class RabbitMQ:
         self.credentials = {name: self.authority.client(name) for name in USERS if name != "guest"}
         self.plain, self.tls, self._distribution, self._epmd_port = _free_ports(4)
         self._node = f"edgecore-{secrets.token_hex(4)}@localhost"
-        self._server: subprocess.Popen[bytes] | None = None
-        self._epmd: subprocess.Popen[bytes] | None = None
         self._lay_out()
+        self._keeper = Keeper()
+        arguments = ("-address", "127.0.0.1", "-port", str(self._epmd_port))
+        self._epmd = self._daemon("epmd", *arguments, ports=[self._epmd_port])
+        self._server = self._daemon(_PROGRAMS / "rabbitmq-server", ports=[self.plain, self.tls])
 
     def _lay_out(self) -> None:
         for name in ("home", "data", "log"):
@@ -140,63 +141,38 @@ class RabbitMQ:
 
     def start(self) -> None:
         """Start it, unless it runs; return when it accepts connections."""
-        if self._server is not None and self._server.poll() is None:
-            return
-        if self._epmd is None:
-            epmd = ["epmd", "-address", "127.0.0.1", "-port", str(self._epmd_port)]
-            self._epmd = self._popen(epmd)
-            self._wait_for(self._epmd_port, self._epmd)
-        self._server = self._popen([str(_PROGRAMS / "rabbitmq-server")])
-        for port in (self.plain, self.tls):
-            self._wait_for(port, self._server)
+        self._epmd.start()
+        self._server.start()
 
     def stop(self) -> None:
         """Shut it down in good order."""
-        if self._server is not None:
-            self._server.terminate()
-            self._server.wait(_DEADLINE_S)
+        self._server.stop()
 
     def kill(self) -> None:
         """End it as a power failure does."""
-        if self._server is not None:
-            self._server.kill()
-            self._server.wait(_DEADLINE_S)
+        self._server.kill()
 
     def freeze(self) -> None:
         """Let it answer nothing, without closing anything."""
-        assert self._server is not None
-        self._server.send_signal(signal.SIGSTOP)
+        self._server.signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Let it go on."""
-        assert self._server is not None
-        self._server.send_signal(signal.SIGCONT)
+        self._server.signal(signal.SIGCONT)
 
     def close(self) -> None:
         """End all of it for good."""
-        self.kill()
-        if self._epmd is not None:
-            self._epmd.kill()
-            self._epmd.wait(_DEADLINE_S)
+        self._keeper.close()
 
-    def _popen(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
-        with (self.base / "log" / "output").open("ab") as log:
-            return subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=self._environment,
-            )
-
-    def _wait_for(self, port: int, process: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + _DEADLINE_S
-        while True:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
-                return
-            assert process.poll() is None, f"it ended while starting: {self.output[-2000:]}"
-            assert time.monotonic() < deadline, f"it does not start: {self.output[-2000:]}"
-            time.sleep(0.05)
+    def _daemon(self, program: str | Path, *arguments: str, ports: Sequence[int]) -> Daemon:
+        return Daemon(
+            [str(shutil.which(program)), *arguments],
+            self._environment,
+            self.base / "log" / "output",
+            lambda: all(map(_answers, ports)),
+            self._keeper,
+            deadline_s=_DEADLINE_S,
+        )
 
     @property
     def output(self) -> str:
@@ -298,6 +274,12 @@ def _definitions() -> Mapping[str, Any]:
             for source, queue, key in bindings
         ],
     }
+
+
+def _answers(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+        return True
+    return False
 
 
 def _free_ports(count: int) -> Sequence[int]:
