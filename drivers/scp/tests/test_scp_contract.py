@@ -115,6 +115,7 @@ _SAME_AS_SCP = frozenset(
         "test_progress_is_told_every_second_within_one_long_file",
         "test_several_threads_carry_at_the_same_time",
         "test_ten_thousand_small_files_arrive",
+        "test_a_transfer_that_is_stopped_at_any_point_is_resumed_and_ends_right",  # as one that is killed
         "test_what_is_no_file_is_refused",
     }
 )
