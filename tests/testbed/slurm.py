@@ -41,6 +41,7 @@ _PORTS: Final = (20_000, 32_000)
 _BLOCK: Final = 64
 _PROGRAMS: Final = ("slurmctld", "slurmd", "slurmstepd", "munged", "sbatch", "squeue", "scontrol", "scancel")
 _ACCOUNTING_PROGRAMS: Final = ("slurmdbd", "mariadbd", "sacct", "sacctmgr")
+_TABLES: Final = Path("/usr/share/mysql/mysql_system_tables.sql")
 _PLUGINS: Final = "usr/lib/*/slurm-wlm/accounting_storage_mysql.so"
 _AWAY: Final = re.compile(r"\*|unk|power|boot")
 _OUT_OF_USE: Final = re.compile(r"down|drain|fail")
@@ -116,14 +117,18 @@ class Slurm:
 
     def start(self) -> None:
         """Start every server that does not run, whatever a test has done; return when all is in order."""
-        self.munged.start()
-        if self.database is not None and self.slurmdbd is not None:
-            self.database.start()
-            self.slurmdbd.start()
+        self.start_accounting()
         self._start_controller()
         for node in self.slurmd.values():
             node.launch()
         self.wait_nodes()
+
+    def start_accounting(self) -> None:
+        """Start what can be told of accounts before there is a controller."""
+        self.munged.start()
+        if self.database is not None and self.slurmdbd is not None:
+            self.database.start()
+            self.slurmdbd.start()
 
     def wait_nodes(self) -> None:
         """Wait until every node whose server runs answers to the controller."""
@@ -216,13 +221,15 @@ def running_slurm(
     nodes: int = 4,
     cpus: int = 16,
     accounting: bool = False,
+    accounts: Sequence[str] = (),
     partitions: Sequence[str] = PARTITIONS,
     settings: Mapping[str, object] | None = None,
 ) -> Iterator[Slurm]:
     """Run a cluster in a directory of its own, which may exist; skip or fail where there is none.
 
     *settings* are keys of slurm.conf, such as ``{"MinJobAge": 5}``. With *accounting* there are a database and
-    slurmdbd, too, which takes seconds. All processes, those of jobs included, are gone afterwards.
+    slurmdbd, too, which takes seconds; *accounts* are what sacctmgr is told before slurmctld starts, such as
+    ``"add account atlas"``. All processes, those of jobs included, are gone afterwards.
     """
     need_slurm(accounting=accounting)
     reserved, ports = _reserve_ports(2 + nodes)
@@ -244,6 +251,9 @@ def running_slurm(
         layout.write()
         layout.spool.chmod(0o711)
         slurm = _Servers(layout, keeper).cluster()
+        slurm.start_accounting()
+        for words in accounts:
+            slurm.run("sacctmgr", "-i", *words.split())
         slurm.start()
         yield slurm
 
@@ -297,16 +307,19 @@ class _Servers:
         return self._daemon(command, lambda: True, name)
 
     def _database(self) -> Daemon:
-        """Run a server that knows no users, behind its socket, and so needs no installed tables.
+        """Run a server that knows no users, behind its socket, and of the tables of a server has the one for procedures.
 
-        What it does not write at once is lost only if this machine fails.
+        Installing all takes seconds. What it does not write at once is lost only if this machine fails.
         """
         base = self.layout.base
+        (table,) = re.findall(r"^CREATE TABLE IF NOT EXISTS proc .*?;$", _TABLES.read_text(), re.M | re.S)
+        first = base / "state" / "first.sql"
+        first.write_text(f"CREATE DATABASE IF NOT EXISTS mysql;\nUSE mysql;\n{' '.join(table.split())}\n")
         command = [
             *(f"{_SBIN}/mariadbd", "--no-defaults", f"--user={user_name()}", "--skip-networking"),
             *("--skip-grant-tables", f"--datadir={base}/state/mysql", f"--socket={base}/run/mysql"),
             *(f"--pid-file={base}/run/mysql.pid", "--innodb-buffer-pool-size=32M", "--key-buffer-size=1M"),
-            *("--innodb-log-file-size=16M", "--innodb-flush-log-at-trx-commit=0"),
+            *(f"--init-file={first}", "--innodb-log-file-size=16M", "--innodb-flush-log-at-trx-commit=0"),
             *("--innodb-flush-method=nosync", "--innodb-lock-wait-timeout=900"),
         ]
         return self._daemon(command, self._connects)
