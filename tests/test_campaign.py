@@ -38,6 +38,8 @@ LOG = """\
 [2026-11-22T10:00:07.000] _slurm_rpc_kill_job: REQUEST_KILL_JOB JobId=4 uid 0
 [2026-11-22T10:00:08.000] _slurm_rpc_submit_batch_job: JobId=5 InitPrio=1 usec=335
 [2026-11-22T10:00:08.100] _slurm_rpc_kill_job: REQUEST_KILL_JOB JobId=5 uid 0
+[2026-11-22T10:00:09.000] _slurm_rpc_submit_batch_job: JobId=6 InitPrio=1 usec=335
+[2026-11-22T10:00:09.100] Killing non-startable batch JobId=6: Job credential revoked
 damaged
 """
 NODE = """\
@@ -77,6 +79,8 @@ def test_a_number_that_is_given_out_again_shows_that_its_job_was_lost(log: Clust
 def test_a_job_that_a_node_refused_for_the_sake_of_its_number_was_ended_by_slurm(log: ClusterLog) -> None:
     words = "10:00:08.095 n1: Could not launch job 5 and not able to requeue it, cancelling job"
     assert words == log.loss("5", since=log.births["5"][1])
+    words = "10:00:09.100 Killing non-startable batch JobId=6: Job credential revoked"
+    assert words == log.loss("6", since=log.births["6"][0])
 
 
 # ------------------------------------------------------------------------------- what is found

@@ -2,7 +2,7 @@
 
 slurmctld saves its state every few seconds only. Killed, it forgets what it acknowledged since, says so when it starts
 again, has the nodes kill what it does not know, and gives the same numbers out again. A node that still runs the job
-which had a number refuses the one that has it now, and Slurm cancels that.
+which had a number, or has just killed it, refuses the one that has it now, and Slurm ends that.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class _Reading:
         self.begun[found["number"]] = self.log.born(found["number"], time)
 
     def forgotten(self, time: float, text: str, found: re.Match[str]) -> None:
-        """Take note of files of a job that a slurmctld which starts knows nothing of."""
+        """Take note of what it knows nothing of when it starts, or what a node took for the job it was told to kill."""
         number = found["number"]
         self.log.deaths[number].append(Death(time, text, self.log.born(number, time)))
 
@@ -152,6 +152,7 @@ _CONTROLLER: Final[Mapping[str, Callable[[_Reading, float, str, re.Match[str]], 
     r"REQUEST_KILL_JOB JobId=(?P<batch_id>\d+(?:_\d+)?)": _Reading.asked_to_end,
     rf"(?:Allocate|Started) JobId={_NUMBER}": _Reading.began,
     r"^Purged files for defunct batch JobId=(?P<number>\d+)": _Reading.forgotten,
+    rf"^Killing non-startable batch JobId={_NUMBER}": _Reading.forgotten,
     r"^Orphan StepId=(?P<number>\d+)\.batch reported": _Reading.orphaned,
     r"^Registered PENDING JobId=\S+ StepId=(?P<number>\d+)\.batch on node": _Reading.orphaned,
 }

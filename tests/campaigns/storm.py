@@ -26,7 +26,6 @@ from testbed.rabbitmq import RabbitMQ
 from testbed.slurm import Slurm
 
 from campaigns import programs
-from campaigns.cluster import read_cluster_log
 from campaigns.programs import AskedStranger, Programs, read_asked_strangers, read_strangers, read_submissions
 from edgecore import batch
 from edgecore.errors import BrokerUnavailable
@@ -324,17 +323,24 @@ class Storm:
                 return False
         if any(self._received.get(job.name, 0) < job.sequence for job in jobs):
             return False
-        # What is listed as running may have ended just before slurmctld was killed, and be listed for long.
-        if self.slurm.run("squeue", "-h", "-t", "PENDING", check=False) or self._strangers_left():
+        if self._left_at_slurm():
             return False
         return not any(job.state is JobState.LOST for job in jobs) or self._looked_again()
 
-    def _strangers_left(self) -> set[str]:
-        """Return which of the strangers' jobs have no end and were not lost."""
+    def _left_at_slurm(self) -> Sequence[str]:
+        """Return what waits at Slurm, and which strangers run there, or what squeue says instead of a listing.
+
+        What ended just before slurmctld was killed is listed as running for long.
+        """
         ended = {each.name for each in read_strangers(self.base) if each.ended is not None}
-        asked = [each for each in read_asked_strangers(self.base) if each.name not in ended]
-        log = read_cluster_log(self.slurm.directory / "log")
-        return {each.name for each in asked if not log.loss(each.number, since=each.time)}
+        strange = {each.name for each in read_asked_strangers(self.base)}
+        lines = self.slurm.run("squeue", "-h", "-o", "%T %j", check=False).splitlines()
+        listed = [(line, *line.partition(" ")[::2]) for line in lines]
+        return [
+            line
+            for line, state, name in listed
+            if state != "RUNNING" or (name in strange and name not in ended)
+        ]
 
     def _rests(self, job: Job) -> bool:
         """Tell whether nothing more becomes of it: a lost one may still tell of its end while it lives."""
@@ -351,9 +357,7 @@ class Storm:
         left = [job for job in self.site.jobs() if not self._rests(job)]
         untold = [job.name for job in self.site.jobs() if self._received.get(job.name, 0) < job.sequence]
         words = [f"{job.name} {job.state} {job.message} {job.attempt}" for job in left]
-        queue = self.slurm.run("squeue", check=False)
-        strangers = f"strangers {self._strangers_left()}"
-        return f"{len(self.site.jobs())} jobs; not settled {words}; untold {untold}; {strangers}; {queue}"
+        return f"{len(self.site.jobs())} jobs; not settled {words}; untold {untold}; at Slurm {self._left_at_slurm()}"
 
 
 class _Workers:
