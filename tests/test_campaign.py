@@ -342,13 +342,16 @@ def test_the_account_names_what_was_lost_and_what_was_broken() -> None:
 # ----------------------------------------------------------------------------------- campaigns
 
 
-def _campaign(base: Path, plan: Plan, rabbitmq: RabbitMQ) -> None:
+def _campaign(base: Path, plan: Plan, rabbitmq: RabbitMQ) -> Account:
     with running_slurm(base / "slurm", settings=SETTINGS) as slurm:
         Storm(base, plan, rabbitmq, slurm).run()
         account = account_of(base)
     assert account.good, as_table(account)
     assert plan.jobs == sum(account.states.values())
     assert plan.kills == account.counts["service killed"]
+    assert plan.broker_kills == account.counts["broker killed"]
+    assert plan.controller_kills == account.counts["slurmctld killed"]
+    return account
 
 
 @pytest.mark.slow
@@ -363,4 +366,6 @@ def test_each_job_runs_once_while_service_broker_and_slurmctld_are_killed(
 def test_a_hundred_kills_of_the_service_and_ten_of_each_server_change_nothing(
     rabbitmq: RabbitMQ, tmp_path: Path
 ) -> None:
-    _campaign(tmp_path, LONG, rabbitmq)
+    account = _campaign(tmp_path, LONG, rabbitmq)
+    assert account.losses, "what lost nothing shows nothing"
+    assert account.counts["job numbers that Slurm gave out again"]

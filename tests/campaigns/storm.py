@@ -155,12 +155,14 @@ class Storm:
     def _one_life(self) -> None:
         begun = self.site.log.count(_WORKS)
         process = self.site.start()
-        if self._dice.random() < _GROWN_UP:
-            wait_for(lambda: self.site.log.count(_WORKS) > begun or process.poll() is not None, _BROKER_S)
-        time.sleep(self._dice.uniform(*self.plan.life_s))
-        assert process.poll() is None, f"the service ended by itself: {self.site.diagnosis()}"
-        process.kill()
-        process.wait()
+        try:
+            if self._dice.random() < _GROWN_UP:
+                wait_for(lambda: self.site.log.count(_WORKS) > begun or process.poll() is not None, _BROKER_S)
+            time.sleep(self._dice.uniform(*self.plan.life_s))
+            assert process.poll() is None, f"the service ended by itself: {self.site.diagnosis()}"
+        finally:
+            process.kill()
+            process.wait()
         self.note("service killed")
 
     def note(self, what: str, **more: object) -> None:
@@ -207,7 +209,7 @@ class Storm:
             yield relay
 
     def _definition(self, name: str) -> dict[str, Any]:
-        """Make up a job: three of four end well, of the others some do at a later attempt."""
+        """Make up a job: two of three end well, and half of the others do at a later attempt."""
         dice = self._dice
         code, until = dice.choice(((0, 0), (0, 0), (0, 0), (0, 0), (3, 99), (4, 1)))
         seconds = dice.uniform(0, self.plan.longest_job_s) * dice.choice((1, 1, 1, 1, 4))
