@@ -93,6 +93,7 @@ def test_a_broker_that_cannot_be_opened_is_a_failure_in_its_own_words(
     assert words in found["broker"].message
 
 
+@pytest.mark.slow
 def test_certificate_and_key_are_judged_although_the_broker_cannot_be_reached(
     place: Place, tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ def site() -> SiteConfig:
     return read_site(EXAMPLE / "slurm-rabbitmq.toml")
 
 
+@pytest.mark.slow
 def test_the_site_with_slurm_and_rabbitmq_is_accepted_by_its_drivers(site: SiteConfig) -> None:
     structure(find_driver("scheduling", site.scheduling.driver), site.scheduling.settings, source="example")
     messaging = {**site.messaging.settings, "url": site.messaging.url}

@@ -11,7 +11,7 @@ import pytest
 from edgecore_slurm.accounts import account_findings, parse_associations
 from edgecore_slurm.examining import examine
 from edgecore_slurm.partitions import minutes_of, parse_partitions, partition_findings
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecore.commands import CommandResult
@@ -21,6 +21,8 @@ from edgecore.models import Demands, Finding, Level
 RECORDED: Final = Path(__file__).parent / "recorded"
 PARTITIONS: Final = parse_partitions((RECORDED / "partitions.txt").read_text())
 ASSOCIATIONS: Final = (RECORDED / "associations.txt").read_text()
+WORDS: Final = st.text(alphabet="PartionName=UP,|:-09 \n\0\u2028é", max_size=80)
+QUICK: Final = settings(max_examples=50, deadline=None)
 ENFORCING: Final = {"AccountingStorageEnforce": "associations,limits,qos", "ClusterName": "lab"}
 
 
@@ -51,10 +53,11 @@ def test_the_partitions_of_a_real_slurm_are_read_with_all_their_settings() -> No
     assert "cpu=64,mem=250G,node=4,billing=64" == limited["TRES"]
 
 
-@given(st.text())
+@QUICK
+@given(WORDS)
 def test_whatever_scontrol_prints_is_read_or_passed_over(output: str) -> None:
-    for settings in parse_partitions(output).values():
-        assert settings["PartitionName"]
+    for each in parse_partitions(output).values():
+        assert each["PartitionName"]
 
 
 @pytest.mark.parametrize(
@@ -217,7 +220,8 @@ def test_accounts_that_cannot_be_seen_are_a_warning_in_the_words_of_sacctmgr() -
     assert (Level.WARNING, True) == (level, "No response to persist_init" in words)
 
 
-@given(st.text())
+@QUICK
+@given(WORDS)
 def test_whatever_sacctmgr_prints_is_read_or_passed_over(output: str) -> None:
     assert all(each.account for each in parse_associations(output))
 
