@@ -438,6 +438,11 @@ def _url_problems(config: SiteConfig) -> Iterator[Problem]:
         if not entry.scheme:
             allowed = "must be the beginning of a URL, such as file:///data/"
             yield Problem(f"transfer[{number}].prefix", repr(entry.prefix), allowed)
+        elif "@" in entry.prefix.partition("://")[2].partition("/")[0]:
+            allowed = (
+                "must not name a user, since no URL of a job may; the driver's key user says who we are there"
+            )
+            yield Problem(f"transfer[{number}].prefix", repr(entry.prefix), allowed)
         if any(entry.prefix.rstrip("/") == other.prefix.rstrip("/") for other in config.transfer[:number]):
             yield Problem(
                 f"transfer[{number}].prefix", repr(entry.prefix), "stands before, with settings of its own"

@@ -30,14 +30,14 @@ from edgecore.errors import BrokerUnavailable, SchedulerUnavailable, ServiceBrok
 from edgecore.grounds import take_grounds
 from edgecore.intake import Intake
 from edgecore.metrics import Metrics, open_metrics
-from edgecore.models import Application, Job
+from edgecore.models import Application, Job, SiteContext
 from edgecore.outbox import Outbox
 from edgecore.partners import open_batch_system, open_broker, open_place
 from edgecore.processes import end_all
 from edgecore.reader import Reader
 from edgecore.store import Route, Store
 from edgecore.telling import AlarmBook, AlarmCommand, open_alarm_command
-from edgecore.workplace import programs_of
+from edgecore.workplace import program_mark, programs_of
 
 __all__ = ["Balsam", "run_site"]
 
@@ -133,7 +133,10 @@ class Balsam:
             if scheduling is None:
                 return
             stack.callback(scheduling.close)
-            transfers = {table.prefix: open_place(config, table, plugins) for table in config.transfer}
+            marked = self._marked_context()
+            transfers = {
+                table.prefix: open_place(config, table, plugins, marked) for table in config.transfer
+            }
             for relay in transfers.values():
                 stack.callback(relay.close)
             broker = self._open_messaging(plugins)
@@ -151,6 +154,11 @@ class Balsam:
                 credentials=credentials,
             )
             self._work(stack, _Parts(store, actions, listeners, broker, catalogue, tellers), started)
+
+    def _marked_context(self) -> SiteContext:
+        """Return what transfer drivers are told: what they start is known by its environment, and ended if we are killed."""
+        context = self.config.context
+        return evolve(context, environment={**context.environment, **program_mark(self.config.store)})
 
     def _end_left_over(self) -> None:
         """End programs that a service which was killed has left running: they will be run again, never twice at once."""

@@ -238,6 +238,12 @@ def test_what_only_a_site_can_judge_is_said_at_once_too(file: Path) -> None:
     assert list(places) == [problem.path for problem in raised.value.problems]
 
 
+def test_a_prefix_names_no_user_since_no_url_of_a_job_does(file: Path) -> None:
+    more = '[[transfer]]\nprefix = "scp://atlas@host/a@b/"\n[[transfer]]\nprefix = "scp://host/a@b/"\n'
+    (found,) = problems(file, MINIMUM + more)
+    assert found.startswith("transfer[0].prefix: found 'scp://atlas@host/a@b/'; must not name a user")
+
+
 def test_a_prefix_stands_once_so_that_its_settings_are_clear(file: Path) -> None:
     more = '[[transfer]]\nprefix = "file:///a/"\n[[transfer]]\nprefix = "file:///a"\ncompare = false\n'
     allowed = "stands before, with settings of its own"
