@@ -103,7 +103,7 @@ class GridFtp:
         command = [
             _SERVER, "-c", "/dev/null", "-p", str(self.port), "-control-interface", "127.0.0.1",
             "-data-interface", "127.0.0.1", "-dc-default", self.stack, "-dc-whitelist", "tcp,gsi",
-            "-l", str(self.directory / "log"), "-d", "ERROR,WARN,INFO", "-no-detach", *self.more, *more,
+            "-l", str(self.directory / "log"), "-d", "ERROR,WARN", "-no-detach", *self.more, *more,
         ]  # fmt: skip
         if self.grid is not None:
             return [*command, "-allow-root"]

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from edgecore.carrying import Tally
 from edgecore.errors import TransferInterrupted, TransferRefused
@@ -217,10 +217,19 @@ class Control:
             raise trouble(f"speak to {self.name}", _said(error)) from error
 
     def _final(self) -> Reply:
-        """Return the next answer that is no mere sign of life."""
+        """Return the next final answer, with what came before it."""
+        earlier, size = list[Reply](), 0
         while (reply := self._reply()).code < _FINAL:
             self.tally.beat()
-        return reply
+            earlier.append(reply)
+            size += sum(map(len, reply.lines))
+            if size > _REPLY_LIMIT_BYTES:
+                raise self._endless()
+        return evolve(reply, earlier=tuple(earlier)) if earlier else reply
+
+    def _endless(self) -> TransferRefused:
+        self.close()
+        return TransferRefused(f"{self.name} answers without an end")
 
     def _reply(self) -> Reply:
         first = self._line()
@@ -234,8 +243,7 @@ class Control:
                 lines.append(line[4:] if line[:4] == code + b"-" else line)
                 size += len(line)
                 if size > _REPLY_LIMIT_BYTES:
-                    self.close()
-                    raise TransferRefused(f"{self.name} answers without an end")
+                    raise self._endless()
             lines.append(line[4:])
         return Reply(int(code), tuple(lines))
 

@@ -198,9 +198,11 @@ class Delivery:
         todo = [piece for piece in pieces if not piece.whole]
         parts = [self._part(piece) for piece in todo]
 
+        done = 0
+
         def watch() -> None:
-            for piece, size in zip(todo, control.sizes(parts), strict=True):
-                self.trip.moved(piece, size)
+            nonlocal done
+            done = self._look(control, todo, parts, done)
 
         def carry() -> None:
             if todo:
@@ -213,6 +215,24 @@ class Delivery:
                 opened.digest(pieces, self.trip.algorithm, check)
 
         together(digest, carry, self.trip.tally)
+
+    def _look(self, control: Control, pieces: list[Piece], parts: list[bytes], done: int) -> int:
+        """See how far the client is, which goes from file to file in their order; return how many files it has done.
+
+        Few of many files are asked for: the first that is not whole is searched for by halves.
+        """
+        low, high = done, len(pieces)
+        while low < high:
+            middle = (low + high) // 2 if high - low < len(pieces) - done else low  # mostly it is the first
+            (size,) = control.sizes([parts[middle]])
+            self.trip.moved(pieces[middle], size)
+            if size >= pieces[middle].file.size_bytes > 0:
+                low = middle + 1
+            else:
+                high = middle
+        for piece in pieces[done:low]:
+            self.trip.moved(piece, piece.file.size_bytes)
+        return low
 
     def _load(self, opened: Opened, pieces: Sequence[Piece]) -> Load:
         first = pieces[0]

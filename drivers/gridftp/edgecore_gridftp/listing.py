@@ -60,13 +60,19 @@ def list_directories(
     for path, reply in zip(paths, replies, strict=True):
         if reply.code >= _ERROR:
             raise trouble(f"list {_shown(path)}", reply.words)
-        seen(len(reply.lines))
+        seen(sum(1 for _ in _lines(reply)))
         yield _listing(path, reply)
+
+
+def _lines(reply: Reply) -> Iterator[bytes]:
+    """Yield the lines between the first and the last of each part: a listing of many names comes in several."""
+    for part in (*reply.earlier, reply):
+        yield from part.lines[1:-1]
 
 
 def _listing(path: bytes, reply: Reply) -> Listing:
     entries, count = dict[bytes, Entry](), None
-    for line in reply.lines[1:-1]:
+    for line in _lines(reply):
         entry = parse_entry(line)
         if entry is None:
             raise TransferRefused(

@@ -98,6 +98,8 @@ class Reply:
     code: int
     lines: tuple[bytes, ...]
     """Without codes and ends of lines."""
+    earlier: tuple[Reply, ...] = ()
+    """What was said before the final answer: signs of life, or the first thousands of names of a long listing."""
 
     @property
     def words(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -22,8 +23,9 @@ __all__ = ["RESUME_BYTES", "Piece", "Trip", "Ways", "identity", "local_digest", 
 
 RESUME_BYTES: Final = 1024 * 1024
 """A shorter beginning of a file is not worth a look."""
-_BATCH_FILES: Final = 250
-"""Each is open while it is carried, and a process may have about 1,000 open files."""
+_BATCH_FILES: Final = 1000
+_FILES_SHARE: Final = 4
+"""Each file of a batch is open while it is carried: batches have this part of the files that a process may open."""
 _BATCH_BYTES: Final = 512 * 1024 * 1024
 _ALONE_BYTES: Final = 64 * 1024 * 1024
 _HOLES_BYTES: Final = 16 * 1024 * 1024
@@ -142,6 +144,7 @@ class Trip:
 
     def pieces(self, plan: Plan) -> Iterator[list[Piece]]:
         """Cut the files of a plan into batches of bounded number and size; a long file is one of its own."""
+        limit = min(_BATCH_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _FILES_SHARE)
         batch, size = list[Piece](), 0
         for directory in plan.directories:
             for file in directory.files:
@@ -151,7 +154,7 @@ class Trip:
                     continue
                 batch.append(Piece(directory.parts, file, remote, alone=False))
                 size += file.size_bytes
-                if len(batch) >= _BATCH_FILES or size >= _BATCH_BYTES:
+                if len(batch) >= limit or size >= _BATCH_BYTES:
                     yield batch
                     batch, size = [], 0
         if batch:

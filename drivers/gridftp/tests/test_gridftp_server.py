@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from urllib.parse import quote
 import pytest
 from edgecore_gridftp import GridFtpTransfer
 from edgecore_gridftp.client import Client, Load
+from edgecore_gridftp.place import parse_url
 from testbed.grid import Grid
 from testbed.gridftp import GridFtp, grid, gridftp, gridftp_anonymous, gridftp_needed, running_gridftp
 
+from edgecore.carrying import Tally
 from edgecore.errors import TransferInterrupted, TransferRefused
 from edgecore.models import Level, SiteContext, TransferReport, TransferUpdate
 from edgecore.processes import process_stat
@@ -195,6 +197,27 @@ def test_the_checksum_is_the_site_s_choice(
     assert (checksum if checksum != "none" else "size") == first.verified
     assert (0, 4) == (first.skipped_files, again.skipped_files)
     assert content_of(source, times=False) == content_of(target, times=False)
+
+
+def test_a_directory_of_thousands_of_names_is_listed_whole(
+    opened: Open, gridftp: GridFtp, tmp_path: Path
+) -> None:
+    """A server tells more than a thousand names in several parts."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for number in range(2500):
+        (tree / f"{number}").touch()
+    driver, place = opened(), parse_url(gridftp.url + quote(str(tree)))
+
+    with closing(driver._trip(place, gridftp.url, Tally())) as trip:
+        plan = driver._source(trip, place, gridftp.url).plan()
+
+    assert {f"{number}" for number in range(2500)} == {file.name for file in plan.directories[0].files}
+    with (
+        pytest.raises(TransferRefused, match="more names than a transfer may have"),
+        closing(opened(max_entries=2400)._trip(place, gridftp.url, Tally())) as trip,
+    ):
+        opened(max_entries=2400)._source(trip, place, gridftp.url).plan()
 
 
 # ---------------------------------------------------------------------------------- resuming
