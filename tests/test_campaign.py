@@ -39,6 +39,7 @@ LOG = """\
 [2026-11-22T10:00:08.000] _slurm_rpc_submit_batch_job: JobId=5 InitPrio=1 usec=335
 [2026-11-22T10:00:08.100] _slurm_rpc_kill_job: REQUEST_KILL_JOB JobId=5 uid 0
 [2026-11-22T10:00:09.000] _slurm_rpc_submit_batch_job: JobId=6 InitPrio=1 usec=335
+[2026-11-22T10:00:09.050] Batch JobId=3_2(12) missing from batch node n1 (not found BatchStartTime after startup)
 [2026-11-22T10:00:09.100] Killing non-startable batch JobId=6: Job credential revoked
 damaged
 """
@@ -81,6 +82,8 @@ def test_a_job_that_a_node_refused_for_the_sake_of_its_number_was_ended_by_slurm
     assert words == log.loss("5", since=log.births["5"][1])
     words = "10:00:09.100 Killing non-startable batch JobId=6: Job credential revoked"
     assert words == log.loss("6", since=log.births["6"][0])
+    words = "Batch JobId=3_2(12) missing from batch node n1 (not found BatchStartTime after startup)"
+    assert f"10:00:09.050 {words}" == log.loss("3", "12", since=log.births["4"][1])
 
 
 # ------------------------------------------------------------------------------- what is found

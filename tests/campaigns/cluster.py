@@ -23,7 +23,7 @@ _LINE: Final = re.compile(r"\[(?P<time>[^\]]+)\] (?:error: )?(?P<text>.*)")
 _NUMBER: Final = r"(?:(?P<member>\d+_\d+)\()?(?P<number>\d+)"
 _CLOCKS_S: Final = 1.0
 """How much earlier than a job says it began a log may tell of it."""
-_AT_ONCE_S: Final = 5.0
+_AT_ONCE_S: Final = 20.0
 """How long after it refused a job a node has Slurm cancel it."""
 
 
@@ -136,7 +136,7 @@ class _Reading:
         self.begun[found["number"]] = self.log.born(found["number"], time)
 
     def forgotten(self, time: float, text: str, found: re.Match[str]) -> None:
-        """Take note of what it knows nothing of when it starts, or what a node took for the job it was told to kill."""
+        """Take note of what it knows nothing of when it starts, what it only believes to run, what could not begin."""
         number = found["number"]
         self.log.deaths[number].append(Death(time, text, self.log.born(number, time)))
 
@@ -153,6 +153,7 @@ _CONTROLLER: Final[Mapping[str, Callable[[_Reading, float, str, re.Match[str]], 
     rf"(?:Allocate|Started) JobId={_NUMBER}": _Reading.began,
     r"^Purged files for defunct batch JobId=(?P<number>\d+)": _Reading.forgotten,
     rf"^Killing non-startable batch JobId={_NUMBER}": _Reading.forgotten,
+    rf"^Batch JobId={_NUMBER}\)? missing from batch node": _Reading.forgotten,
     r"^Orphan StepId=(?P<number>\d+)\.batch reported": _Reading.orphaned,
     r"^Registered PENDING JobId=\S+ StepId=(?P<number>\d+)\.batch on node": _Reading.orphaned,
 }

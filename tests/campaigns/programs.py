@@ -42,6 +42,7 @@ printf 'start %s %s %s\n' "$(date +%s.%N)" "$who" "$alone" >>"$1/executions.log"
 code=$3
 [ "$EDGECORE_ATTEMPT" -le "$4" ] || code=0
 sleep "$2" 9>&-
+trap '' TERM  # what is noted to end with a code ends with it
 printf 'end %s %s %s\n' "$(date +%s.%N)" "$who" "$code" >>"$1/executions.log"
 exit "$code"
 """

@@ -103,7 +103,7 @@ def _worked_once(evidence: Evidence) -> Iterator[str]:
     """Nothing of a job starts after an execution that did its work, nor after its retries are used up."""
     for kept, executions in _by_job(evidence):
         for each in executions[:-1]:
-            if each.exit_code == 0:
+            if each.exit_code == 0 and not _proof(evidence, kept, each.batch_id, each.started):
                 yield f"{kept.job.name}: started again after attempt {each.attempt} had done its work"
         failed = sum(each.exit_code not in (0, None) for each in executions)
         if failed > 1 + kept.job.definition.retries:
@@ -121,9 +121,8 @@ def _told_as_it_was(evidence: Evidence) -> Iterator[str]:
         if token is None or token.state is not TokenState.ENDED:
             continue
         expected = JobState.JOB_FINISHED if token.exit_code == 0 else JobState.JOB_FAILED
-        silenced = code is None and _taken_away(
-            evidence, kept, last
-        )  # told to stop before it could note its end
+        # What is told to stop before it could note its end has one all the same.
+        silenced = code is None and _taken_away(evidence, kept, last)
         if token.exit_code != told or not (silenced or token.exit_code == code):
             yield f"{where}; the end record says {token.exit_code}, the application {code}"
         elif job.state is not expected and job.name not in evidence.cancelled:
@@ -184,11 +183,11 @@ def _strangers_untouched(evidence: Evidence) -> Iterator[str]:
     ran = {each.name: each for each in evidence.strangers}
     for stranger in evidence.asked_strangers:
         run = ran.get(stranger.name)
+        if evidence.cluster.loss(stranger.number, since=stranger.time):
+            continue  # that ends it, and may tell it to stop
         if run is not None and run.told:
             yield f"{stranger.name}, job {stranger.number}: was told to stop"
-        elif (run is None or run.ended is None) and not evidence.cluster.loss(
-            stranger.number, since=stranger.time
-        ):
+        elif run is None or run.ended is None:
             yield f"{stranger.name}, job {stranger.number}: has no end, and Slurm did not lose it"
     names = names_by_birth(evidence)
     strange = {each.name for each in evidence.asked_strangers}

@@ -38,7 +38,7 @@ from edgecore.testing.site import Site, make_site, wait_for
 
 __all__ = ["LONG", "SETTINGS", "SHORT", "Plan", "Storm"]
 
-SETTINGS: Final = {"MessageTimeout": 5, "MinJobAge": 30}
+SETTINGS: Final = {"MinJobAge": 30}
 """For the campaign's slurm.conf: ended jobs are forgotten soon, as on a busy cluster."""
 _BROKER_S: Final = 180.0
 _WORKS: Final = "site testsite works"
