@@ -13,7 +13,7 @@ import platform
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from benchmarks import big_store, copies, intake, latency, rabbitmq, scp, slurm, trivial_job
+from benchmarks import big_store, copies, gridftp, intake, latency, rabbitmq, scp, slurm, trivial_job
 
 __all__ = ["main"]
 
@@ -29,6 +29,11 @@ def _scp(*, quick: bool) -> bool:
     return scp.main(["--quick"] if quick else [])
 
 
+def _gridftp(*, quick: bool) -> bool:
+    print("\ngridftp: gsiftp:// beside globus-url-copy")
+    return gridftp.main(["--quick"] if quick else [])
+
+
 _ALL: Final[Mapping[str, Callable[..., bool]]] = {
     "trivial_job": trivial_job.run,
     "latency": latency.run,
@@ -37,6 +42,7 @@ _ALL: Final[Mapping[str, Callable[..., bool]]] = {
     "copies": _copies,
     "rabbitmq": rabbitmq.run,
     "scp": _scp,
+    "gridftp": _gridftp,
     "slurm": slurm.run,
 }
 

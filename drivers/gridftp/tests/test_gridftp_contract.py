@@ -14,9 +14,10 @@ from testbed.gridftp import GridFtp, grid, gridftp, gridftp_needed
 
 from edgecore.errors import TransferRefused
 from edgecore.relays import TransferRelay
+from edgecore.testing.checks import CheckedProgress
 from edgecore.testing.disks import small_disk
 from edgecore.testing.transfer import Peer, TransferContract
-from edgecore.testing.trees import content_of, planted_tree
+from edgecore.testing.trees import ODD_NAMES, content_of, planted_tree
 
 __all__ = ["grid", "gridftp", "gridftp_needed"]
 
@@ -79,6 +80,7 @@ class TestGsiftp(TransferContract):
     by_hand = frozenset(
         {
             "test_a_file_of_five_gigabytes_arrives",
+            "test_a_name_of_any_kind_survives_both_ways_or_is_refused_before_the_start",
             "test_a_transfer_that_is_stopped_at_any_point_is_resumed_and_ends_right",
             "test_ten_thousand_small_files_arrive",
         }
@@ -87,6 +89,18 @@ class TestGsiftp(TransferContract):
     @pytest.fixture
     def peer(self, tmp_path: Path, gridftp: GridFtp) -> Peer:
         return GridFtpPeer(tmp_path / "far side", gridftp)
+
+    def test_names_of_all_kinds_survive_both_ways_at_once(
+        self, peer: Peer, relay: TransferRelay, source: Path, tmp_path: Path
+    ) -> None:
+        """One by one they are tried by hand."""
+        for name in map(os.fsdecode, ODD_NAMES.values()):
+            (source / f"{name[:200]}.d").mkdir()
+            (source / f"{name[:200]}.d" / name).write_bytes(os.fsencode(name))
+        relay.deliver(directory=source, url=peer.url_of("sent"), progress=CheckedProgress())
+        relay.fetch(url=peer.url_of("sent"), directory=tmp_path / "back", progress=CheckedProgress())
+        assert {} == self.differences(relay.profile, source, peer.look("sent"))
+        assert {} == self.differences(relay.profile, source, tmp_path / "back")
 
     # Servers do not show links that lead to nothing; they only count them.
 
