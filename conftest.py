@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-from testbed.slurm_fixtures import slurm, slurm_accounting, slurm_accounting_server, slurm_server
+from testbed.slurm_fixtures import (
+    slurm,
+    slurm_accounting,
+    slurm_accounting_server,
+    slurm_server,
+    slurm_strict,
+)
 
-__all__ = ["slurm", "slurm_accounting", "slurm_accounting_server", "slurm_server"]
+__all__ = ["slurm", "slurm_accounting", "slurm_accounting_server", "slurm_server", "slurm_strict"]
