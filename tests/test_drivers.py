@@ -375,7 +375,7 @@ def test_a_known_driver_that_is_not_installed_comes_with_the_package_to_install(
 
 def test_a_driver_whose_extra_is_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     point = importlib.metadata.EntryPoint("amqp", "a_module_that_nobody_has:Broker", "edgecore.messaging")
-    offer = drivers._Offer("messaging", point, "edgecore", RUNNING, "")
+    offer = drivers._Offer("messaging", point, "edgecore", RUNNING, ())
     monkeypatch.setattr(drivers, "_offers", lambda: [offer])
     with pytest.raises(DriverUnusable, match=r"nobody_has': pip install 'edgecore\[rabbitmq\]'$"):
         find_driver("messaging", "amqp")
