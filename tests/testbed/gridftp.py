@@ -12,7 +12,6 @@ import pwd
 import shutil
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,9 @@ from typing import Final
 import pytest
 from attrs import define, field
 
+from edgecore.processes import process_start
 from testbed.grid import Grid
+from testbed.keeper import Keeper
 from testbed.sshd import free_port
 
 __all__ = [
@@ -55,7 +56,8 @@ class GridFtp:
     more: Sequence[str] = ()
     """Options besides."""
     port: int = 0
-    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    pid: int | None = field(default=None, init=False)
+    keeper: Keeper = field(factory=Keeper, init=False)
     proxy: Path = field(init=False)
     """The proxy of a user whom the server lets in."""
 
@@ -87,14 +89,7 @@ class GridFtp:
         wanted, deadline = self.port, time.monotonic() + _START_S
         while time.monotonic() < deadline:
             self.port = wanted or free_port()
-            with (self.directory / "output").open("ab") as output:
-                self.process = subprocess.Popen(
-                    self._command(more),
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    env=self._environment,
-                )
+            self.pid = self.keeper.start(self._command(more), self._environment, self.directory / "output")
             if self._greets(deadline):
                 return self
         raise RuntimeError(f"the server did not start: {(self.directory / 'output').read_text()[-2000:]}")
@@ -123,8 +118,7 @@ class GridFtp:
         return environment
 
     def _greets(self, deadline: float) -> bool:
-        assert self.process is not None
-        while self.process.poll() is None and time.monotonic() < deadline:
+        while self._lives() and time.monotonic() < deadline:
             try:
                 with socket.create_connection(("127.0.0.1", self.port), timeout=_START_S) as made:
                     if made.recv(4) == b"220 ":
@@ -135,25 +129,27 @@ class GridFtp:
 
     def _serving(self) -> list[int]:
         """Return who serves a connection now."""
-        if self.process is None:
-            return []
-        return [
-            int(pid)
-            for task in Path(f"/proc/{self.process.pid}/task").glob("*/children")
-            for pid in task.read_text().split()
-        ]
+        serving = list[int]()
+        with contextlib.suppress(OSError):  # it has just been killed
+            for task in Path(f"/proc/{self.pid}/task").glob("*/children"):
+                serving += map(int, task.read_text().split())
+        return serving
 
     def kill(self) -> None:
         """End it, and all connections with it, without a word."""
         self._signal(signal.SIGSTOP)  # so that none is born meanwhile
         self._signal(signal.SIGSTOP)
         self._signal(signal.SIGKILL)
-        if self.process is not None:
-            self.process.wait(_START_S)
-        self.process = None
+        deadline = time.monotonic() + _START_S
+        while self._lives() and time.monotonic() < deadline:
+            time.sleep(0.005)  # for the kernel to end it
+        self.pid = None
+
+    def _lives(self) -> bool:
+        return self.pid is not None and process_start(self.pid) is not None
 
     def _signal(self, number: signal.Signals, *, master: bool = True) -> None:
-        own = [self.process.pid] if self.process is not None and master else []
+        own = [self.pid] if self.pid is not None and master else []
         for pid in [*own, *self._serving()]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
@@ -204,7 +200,7 @@ class GridFtp:
                 now = time.monotonic()
                 allowed, last = min(allowed + (now - last) * rate_bytes_s, _BURST_BYTES), now
                 if allowed > 0:
-                    self._signal(signal.SIGCONT)
+                    self._signal(signal.SIGCONT, master=False)
                     time.sleep(_SLICE_S)  # how long it may run before it is looked at again
                     self._signal(signal.SIGSTOP, master=False)
                 for pid in self._serving():
@@ -255,11 +251,11 @@ def missing_gridftp() -> str:
 @contextmanager
 def running_gridftp(directory: Path, grid: Grid | None, *more: str) -> Iterator[GridFtp]:
     """Run a server."""
-    server = GridFtp(directory, grid, more).start()
+    server = GridFtp(directory, grid, more)
     try:
-        yield server
+        yield server.start()
     finally:
-        server.kill()
+        server.keeper.close()
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,6 @@ __all__ = ["HostileFtp", "Lies"]
 
 _WAIT_S: Final = 20.0
 _BLOCK: Final = b"x" * 65536
-_FEATURES: Final = "211-Features\r\n MLST Type*;Size*;Modify*;\r\n MLSC\r\n SIZE\r\n CKSM SHA256\r\n211 End"
 
 
 @frozen(kw_only=True)
@@ -32,6 +31,8 @@ class Lies:
     """Path -> lines of the listing in place of the true ones."""
     endless_files: frozenset[str] = frozenset()
     """Files that are sent without an end."""
+    features: str = "MLST;MLSC;SIZE;CKSM SHA256"
+    """What it says that it knows."""
     bottomless: bool = False
     """Whether every directory holds another one."""
 
@@ -99,7 +100,7 @@ class _Session(socketserver.StreamRequestHandler):
             case "PASS":
                 return "230 welcome"
             case "FEAT":
-                return _FEATURES
+                return "\r\n ".join(["211-Features", *self.lies.features.split(";")]) + "\r\n211 End"
             case "SITE" | "TYPE" | "MODE" | "OPTS" | "PBSZ" | "ALLO" | "NOOP":
                 return "200 as you like"
             case "SIZE":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 from attrs import define, evolve, field, frozen
@@ -31,6 +31,8 @@ _ERROR: Final = 400
 _SEALED: Final = (b"631", b"632", b"633")
 _DONE: Final = 230
 _END: Final = b"\r\n"
+_SLOWEST_BYTES_S: Final = 20e6
+"""How fast a server computes checksums, at least."""
 _ALGORITHMS: Final = ("SHA256", "SHA512", "SHA1", "MD5", "ADLER32")
 
 
@@ -55,6 +57,10 @@ class Control:
     broken: bool = field(default=False, init=False)
     _socket: socket.socket | None = field(default=None, init=False)
     _seal: Seal | None = field(default=None, init=False)
+    _markers: bool = field(default=False, init=False)
+    """Whether it gives signs of life while it reads a long file."""
+    _more_s: float = field(default=0.0, init=False)
+    """How much longer than usual it may take for an answer."""
     _raw: bytearray = field(factory=bytearray, init=False)
     _plain: bytearray = field(factory=bytearray, init=False)
 
@@ -103,9 +109,7 @@ class Control:
                 f"{self.name} does not know the command MLSC, by which trees are listed; it is no GridFTP server that "
                 "this driver can use"
             )
-        self.ask(
-            b"OPTS CKSM markers=1;"
-        )  # signs of life while it reads a long file; not every server knows it
+        self._markers = self.ask(b"OPTS CKSM markers=1;").code < _ERROR
 
     def _expect(self, asked: str, reply: Reply, *, below: int) -> Reply:
         if reply.code >= below:
@@ -190,15 +194,19 @@ class Control:
             known = {preferred}
         return next((each for each in (preferred, *_ALGORITHMS) if each in known), "")
 
-    def digests(self, algorithm: str, paths: Iterable[bytes], names: Callable[[bytes], str]) -> Iterator[str]:
-        """Yield the checksums of files, in hexadecimal. Raises TransferRefused, TransferInterrupted."""
-        wanted = list(paths)
+    def digests(
+        self, algorithm: str, files: Mapping[bytes, int], names: Callable[[bytes], str]
+    ) -> Iterator[str]:
+        """Yield the checksums of files, given with their sizes. Raises TransferRefused, TransferInterrupted."""
+        wanted = list(files)
+        self._more_s = 0.0 if self._markers else max(files.values(), default=0) / _SLOWEST_BYTES_S
         commands = (b"CKSM %s 0 -1 %s" % (algorithm.encode(), path) for path in wanted)
         for path, reply in zip(wanted, self.exchange(commands), strict=True):
             self.tally.beat()
             if reply.code >= _ERROR:
                 raise trouble(f"compute the checksum of {names(path)}", reply.words, transient=MISSING)
             yield reply.lines[0].strip().decode("ascii", "replace").lower()
+        self._more_s = 0.0
 
     # --------------------------------------------------------------------------------- inside
 
@@ -276,12 +284,14 @@ class Control:
 
     def _receive(self) -> bytes:
         assert self._socket is not None
-        deadline = time.monotonic() + self.server.answer_s
+        deadline = time.monotonic() + self.server.answer_s + self._more_s
         self._socket.settimeout(min(_TICK_S, self.server.answer_s))
         while True:
             try:
                 came = self._socket.recv(_READ_BYTES)
             except TimeoutError:
+                if self._more_s:
+                    self.tally.beat()
                 self.tally.check()
                 if time.monotonic() > deadline:
                     self.close()

@@ -184,7 +184,8 @@ class Delivery:
 
     def _digests(self, control: Control, pieces: Sequence[Piece], paths: Sequence[bytes]) -> Iterator[str]:
         names = dict(zip(paths, pieces, strict=True))
-        return control.digests(self.trip.algorithm, paths, lambda path: self._name(names[path]))
+        sizes = {path: piece.file.size_bytes for path, piece in names.items()}
+        return control.digests(self.trip.algorithm, sizes, lambda path: self._name(names[path]))
 
     def _write(self, control: Control, opened: Opened, pieces: list[Piece], *, fresh: bool) -> None:
         """Have every file brought to its temporary name."""

@@ -234,7 +234,8 @@ class RemoteFiles:
         unknown = {self._path(piece): piece for piece in pieces if not piece.digest}
         names = lambda path: self.source.trip.name_of((*unknown[path].parts, unknown[path].file.name))  # noqa: E731
         with self.source.trip.control() as control:
-            found = control.digests(algorithm, unknown, names)
+            sizes = {path: piece.file.size_bytes for path, piece in unknown.items()}
+            found = control.digests(algorithm, sizes, names)
             for piece, digest in zip(unknown.values(), found, strict=True):
                 check()
                 piece.digest = digest

@@ -132,3 +132,18 @@ def test_sizes_that_are_no_numbers_do_no_harm(fetch: Fetch, tree: Path, near: Pa
         fetch(Lies(listings={str(tree): ["Type=file;Size=-1;Modify=soon;UNIX.mode=9x; good"]}))
 
     assert not (near / "good").exists()
+
+
+def test_a_plain_ftp_server_is_refused_with_the_reason(fetch: Fetch, near: Path) -> None:
+    with pytest.raises(TransferRefused, match="does not know the command MLSC"):
+        fetch(Lies(features="MLST;SIZE;UTF8"))
+
+    assert [] == os.listdir(near)
+
+
+def test_a_server_that_computes_no_checksums_is_compared_by_sizes(
+    fetch: Fetch, tree: Path, near: Path
+) -> None:
+    fetch(Lies(features="MLST;MLSC;SIZE"))
+
+    assert content_of(tree, modes=False, times=False) == content_of(near, modes=False, times=False)
