@@ -322,7 +322,7 @@ class Engine:
     def _keep_out(self, job: Job, reason: str) -> None:
         """Let a job wait until `reconsider` is called, and note why."""
         if reason not in (job.message, self._kept_out.get(job.id)):
-            log.warning("job %d waits in %s: %s", job.id, job.state, reason, extra=about(job))
+            log.info("job %d waits in %s: %s", job.id, job.state, reason, extra=about(job))
             self.store.note(job, reason)
         self._kept_out[job.id] = reason
 

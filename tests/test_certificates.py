@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from testbed.proxies import Holder, place_file, proxy_pem
 
@@ -128,6 +128,7 @@ def test_what_may_change_a_judgement_changes_the_stamp(file: Path) -> None:
     assert stamps[-1] == stamp_of(file)
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.binary(max_size=300), st.integers(0, 900))
 def test_whatever_a_file_holds_it_is_judged(
     tmp_path_factory: pytest.TempPathFactory, junk: bytes, at: int
@@ -137,6 +138,7 @@ def test_whatever_a_file_holds_it_is_judged(
     assert isinstance(reason(place_file(path, _WHOLE[:at] + junk + _WHOLE[at:])), str)
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 255))
 def test_whatever_is_wrong_in_a_certificate_it_is_judged(
     tmp_path_factory: pytest.TempPathFactory, at: int, changed: int
