@@ -53,6 +53,7 @@ def test_the_way_of_jobs_is_counted(edge: Edge, file: Path) -> None:
     edge.wait("bad", S.JOB_FAILED)
     edge.wait("refused", S.JOB_REJECTED)
     edge.until(lambda: edge.broker.acknowledged == 3)
+    edge.until(lambda: Numbers(file)("outbox_messages") == 0)
     edge.stop()
 
     found = Numbers(file)
