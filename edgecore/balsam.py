@@ -20,7 +20,7 @@ from edgecore.config import SiteConfig
 from edgecore.credentials import Credentials
 from edgecore.drivers import SchedulingRelay, TransferRelay
 from edgecore.engine import Engine
-from edgecore.errors import ActionFailed, DefinitionError
+from edgecore.errors import ActionFailed, DefinitionError, StoreError
 from edgecore.evidence import Patience, WaitLimits
 from edgecore.graph import Graph, Outcome, Step, Watch
 from edgecore.logs import about
@@ -57,6 +57,8 @@ class Actions:
     check_place: Callable[[], None] = lambda: None
     """Raises OSError where the work directory cannot be used at present; asked before every action."""
     credentials: Credentials = field(factory=Credentials)
+    said: Callable[[Job, JobState], str] = lambda job, state: job.message
+    """Returns what was reported when a job last came to a state; its message may tell of a wait since then."""
     engine: Engine = field(init=False)
     """Set by who makes the engine from our graph."""
     _place: Workplace = field(init=False)
@@ -157,6 +159,7 @@ class Actions:
             clock=self.clock,
             unwanted=lambda job_id: self.engine.unwanted(job_id),
             note=self.store.note,
+            why_failed=self._why_failed,
         )
 
     def lanes(self) -> Mapping[str, int]:
@@ -199,10 +202,18 @@ class Actions:
     def give_up(self, job: Job, failed: JobState, reason: str, attempt: Attempt | None = None) -> Change:
         """End a job at a step that failed for good; *attempt* replaces what is known of its latest."""
         if job.state is S.EXECUTION_FAILED:
-            message = f"{job.message}; and its output was not staged out: {reason}"
+            message = f"{self._why_failed(job)}; and its output was not staged out: {reason}"
             return Change(job, (job.moved(S.JOB_FAILED, self.clock.now(), message),))
         at = job.moved(failed, self.clock.now(), reason, failed_state=failed, attempt=attempt)
         return Change(job, (at, at.moved(S.JOB_FAILED, self.clock.now(), reason)))
+
+    def _why_failed(self, job: Job) -> str:
+        """Return why the execution of a job failed, whatever it has waited for since."""
+        try:
+            return self.said(job, S.EXECUTION_FAILED)
+        except StoreError as error:
+            log.warning("job %d: why it failed cannot be read: %s", job.id, error, extra=about(job))
+            return job.message
 
     def retry(self, job: Job, from_start: bool = False) -> Change | str:
         """Return the change that resumes a job where it failed or *from_start*, or why that cannot be."""

@@ -30,7 +30,7 @@ from edgecore.errors import BrokerUnavailable, SchedulerUnavailable, ServiceBrok
 from edgecore.grounds import take_grounds
 from edgecore.intake import Intake
 from edgecore.metrics import Metrics, open_metrics
-from edgecore.models import Application, Job, SiteContext
+from edgecore.models import Application, Job, JobState, SiteContext
 from edgecore.outbox import Outbox
 from edgecore.partners import open_batch_system, open_broker, open_place
 from edgecore.processes import end_all
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 
 class _Catalogue:
-    """Look applications up in the store, from any thread; an unchanged entry is parsed once."""
+    """Look things up in the store, from any thread; an unchanged entry of an application is parsed once."""
 
     def __init__(self, store: Path) -> None:
         self._reader = Reader(store)
@@ -58,6 +58,11 @@ class _Catalogue:
     def names(self) -> Collection[str]:
         with self._lock:
             return self._reader.application_names()
+
+    def said(self, job: Job, state: JobState) -> str:
+        with self._lock:
+            told = [entry.message for entry in self._reader.history(job.id) if entry.state is state]
+        return told[-1] if told else job.message
 
     def close(self) -> None:
         self._reader.close()
@@ -152,6 +157,7 @@ class Balsam:
                 clock=self.clock,
                 check_place=grounds.check,
                 credentials=credentials,
+                said=catalogue.said,
             )
             self._work(stack, _Parts(store, actions, listeners, broker, catalogue, tellers), started)
 

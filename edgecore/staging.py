@@ -45,6 +45,8 @@ class Staging:
     """Tells of a job id that nobody wants its action to go on."""
     note: Callable[[Job, str], object]
     """Notes for people what a job is doing."""
+    why_failed: Callable[[Job], str]
+    """Returns why the execution of a job failed."""
 
     def stage_in(self, job: Job) -> Change:
         """Bring the job's input."""
@@ -65,7 +67,8 @@ class Staging:
     def stage_out_failed(self, job: Job) -> Change:
         """Bring home what a failed job left: its output so far and what it said."""
         _, transfer = self._deliver(job)
-        return Change(job, (job.moved(S.JOB_FAILED, self.clock.now(), job.message),), transfer=transfer)
+        moved = job.moved(S.JOB_FAILED, self.clock.now(), self.why_failed(job))
+        return Change(job, (moved,), transfer=transfer)
 
     def _deliver(self, job: Job) -> tuple[str, TransferRecord]:
         """Deliver what is wanted and list it; answers what there is to say of it."""

@@ -326,6 +326,19 @@ def test_an_execution_that_fails_without_retries_brings_its_output_home_and_ends
     assert "exit code 3" == edge.job().message
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("error", [TransferInterrupted("reset"), TransferRefused("denied")])
+def test_why_an_execution_failed_is_not_forgotten_over_trouble_with_its_output(
+    edge: Edge, error: Exception
+) -> None:
+    edge.transfer = ScriptedTransfer()
+    edge.transfer.errors.extend([TransferInterrupted("reset"), error])
+    edge.start()
+    edge.send(application="fails", output_url=edge.output("job"))
+    told = "; and its output was not staged out: denied" if isinstance(error, TransferRefused) else ""
+    assert f"exit code 3{told}" == edge.wait("job", S.JOB_FAILED).message
+
+
 def test_a_failed_execution_without_an_output_url_ends_the_job(edge: Edge) -> None:
     edge.start()
     edge.send(application="fails")
