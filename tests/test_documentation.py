@@ -196,7 +196,8 @@ def test_the_dry_words_of_an_example_are_not_taken_for_granted() -> None:
 @functools.cache
 def names_of_tests() -> frozenset[str]:
     found = set()
-    for path in [*(ROOT / "tests").rglob("*.py"), *(ROOT / "edgecore" / "testing").rglob("*.py")]:
+    places = (ROOT / name for name in ("tests", "edgecore/testing", "drivers"))
+    for path in (path for place in places for path in place.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         found |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     return frozenset(name for name in found if name.startswith("test_"))

@@ -144,13 +144,22 @@ def test_a_server_with_another_name_is_believed_only_where_the_site_names_it(
     assert [False, False, True] == answers
 
 
-def test_no_other_credential_than_the_named_one_is_ever_taken(opened: Open, gridftp: GridFtp) -> None:
+def test_no_other_credential_than_the_named_one_is_ever_taken(
+    opened: Open, gridftp: GridFtp, tmp_path: Path
+) -> None:
     """The client would take a user's certificate when a proxy has expired."""
+    site = {"X509_USER_CERT": "/a", "X509_USER_KEY": "/b", "X509_RUN_AS_SERVER": "1", "LANG": "C"}
     driver = opened()
-    environment = driver._client(secure=True).environment
+    driver.open(site=SiteContext(site="theta", work_directory=tmp_path, environment=site))
+    client = driver._client(secure=True)
+    authorities = driver.authorities
 
-    assert {"X509_USER_PROXY", "X509_CERT_DIR"} == {name for name in environment if name.startswith("X509")}
-    assert str(gridftp.proxy) == driver._client(secure=True).credential
+    assert str(gridftp.proxy) == client.credential
+    assert {
+        "LANG": "C",
+        "X509_USER_PROXY": client.credential,
+        "X509_CERT_DIR": authorities,
+    } == client.environment
 
 
 # ------------------------------------------------------------------------- kinds of servers
