@@ -25,6 +25,7 @@ from edgecore.evidence import Patience, WaitLimits
 from edgecore.graph import Graph, Outcome, Step, Watch
 from edgecore.logs import about
 from edgecore.models import Application, Attempt, Job, JobState
+from edgecore.parts import new_file
 from edgecore.settings import find_configuration
 from edgecore.staging import Staging
 from edgecore.states import AT_BATCH_SYSTEM, RESUMES_AT
@@ -291,7 +292,8 @@ class Actions:
             found = find_configuration(job.definition.config_file, data, place)
             # A copy of ours: nobody can exchange it between our look and the script's.
             copy = self._place.directory(job) / "config_file"
-            copy.write_bytes(found.content)
+            with new_file(copy) as opened:
+                opened.write(found.content)
             files = [str(copy)]
         output = self._script(job, application, application.config_script, *files)
         return applications.parse_config_script_output(output, application.config_script)
@@ -312,7 +314,8 @@ class Actions:
         """Run an operator's program for a job: argument job.json, then *files*; in its data directory."""
         description = self._place.directory(job) / "job.json"
         data = self._place.data(job)
-        description.write_text(json.dumps(self._description(job), indent=1), encoding="utf-8")
+        with new_file(description) as opened:
+            opened.write(json.dumps(self._description(job), indent=1).encode())
         result = commands.run(
             [program, str(description), *files],
             timeout_s=application.script_timeout_s,

@@ -20,7 +20,7 @@ from urllib.parse import quote
 from attrs import define
 
 from edgecore.errors import TransferInterrupted
-from edgecore.parts import READ_FILE, own_directory
+from edgecore.parts import READ_FILE, new_file, own_directory
 from edgecore.selection import Selection
 from edgecore.trees import Directory, File, Parts, Plan, enter, explained, plan_tree, shown
 
@@ -60,7 +60,7 @@ class Stocktaking:
         """
         digest, new = hashlib.sha256(), file.with_name(f"{file.name}.new")
         file.parent.mkdir(0o700, parents=True, exist_ok=True)
-        with own_directory(self.directory, make=False) as root, new.open("wb") as opened:
+        with own_directory(self.directory, make=False) as root, new_file(new) as opened:
             for line in self._lines(root, told, compute):
                 digest.update(line)
                 opened.write(line)

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from attrs import define
 
@@ -21,13 +21,22 @@ from edgecore.carrying import Tally
 from edgecore.errors import TransferInterrupted
 from edgecore.trees import READ_DIRECTORY, Directory, Parts, Plan, enter, explained, part_name, shown
 
-__all__ = ["READ_FILE", "Destination", "is_only_ours", "open_part", "own_directory", "same_time"]
+__all__ = ["READ_FILE", "Destination", "is_only_ours", "new_file", "open_part", "own_directory", "same_time"]
 
 READ_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 _WRITE: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NO_LOCKS: Final = frozenset({errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 _GONE: Final = frozenset({errno.ENOENT})
+
+
+def new_file(path: Path) -> BinaryIO:
+    """Open a file that is new for writing.
+
+    What a job has put in its place is removed: a link would lead us elsewhere, a FIFO would hold us up for ever.
+    """
+    path.unlink(missing_ok=True)
+    return path.open("xb")
 
 
 def open_part(part: str, holder: int, there: str) -> int:

@@ -19,6 +19,7 @@ from edgecore import batch, serial
 from edgecore.clock import Clock
 from edgecore.errors import EdgeError
 from edgecore.models import Job, JobState, TransferUpdate
+from edgecore.parts import new_file
 
 __all__ = ["MOVING", "Direction", "Progress", "Teller", "progress_of", "sized"]
 
@@ -61,7 +62,7 @@ class Progress:
     @property
     def remaining_s(self) -> float | None:
         """How long it takes at this rate."""
-        if self.total_bytes is None or not self.rate:
+        if self.total_bytes is None or self.rate is None or self.rate < 1:
             return None
         return max(0, self.total_bytes - self.size_bytes) / self.rate
 
@@ -118,7 +119,8 @@ class Teller:
             rate=self._rate(),
         )
         new = self.directory / f"{_FILE}.new"
-        new.write_text(serial.to_json(told), encoding="utf-8")
+        with new_file(new) as opened:
+            opened.write(serial.to_json(told).encode())
         new.replace(self.directory / _FILE)
 
     def _rate(self) -> float | None:
@@ -144,9 +146,10 @@ def progress_of(work: Path, job: Job, now: int) -> Progress | None:
         finally:
             os.close(opened)
         found = serial.structure(Progress, document, source=str(file))
-    except (OSError, ValueError, EdgeError):
+    except (OSError, ValueError, RecursionError, EdgeError):
         return None
-    return found if found.direction == direction and abs(now - found.told) < _OLD_US else None
+    fits = found.direction == direction and 0 <= found.began <= now + _OLD_US
+    return found if fits and abs(now - found.told) < _OLD_US else None
 
 
 def sized(number: float) -> str:

@@ -106,6 +106,13 @@ def test_a_file_that_changed_after_the_first_look_is_no_part_of_a_manifest(
     assert "the former\n" == file.read_text()
 
 
+def test_a_fifo_that_a_job_put_in_its_place_does_not_hold_us_up(tree: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / f"{MANIFEST}.new")
+    os.mkfifo(tmp_path / MANIFEST)
+    begun(tree).write(tmp_path / MANIFEST, {}, compute=True)
+    assert 4 == len(lines(tmp_path / MANIFEST))
+
+
 def test_writing_it_ends_when_nobody_wants_it_any_more(tree: Path, tmp_path: Path) -> None:
     wanted = [True]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,33 @@ def test_rate_and_remaining_time_are_those_of_the_last_seconds(
     assert (0.0, None) == (found.rate, found.remaining_s)
 
 
+@pytest.mark.parametrize("trap", [os.mkfifo, lambda path: path.symlink_to("victim")])
+def test_what_a_job_put_in_its_place_neither_holds_us_up_nor_leads_elsewhere(
+    trap: Callable[[Path], object], place: Place, job: Job, directory: Path
+) -> None:
+    (directory / "victim").write_text("precious")
+    trap(directory / "progress.json.new")
+    clock = Hands()
+    teller = Teller(directory, "in", clock)
+    for _ in range(3):
+        clock.at += 1
+        teller.tell(update(1))
+    assert progress_of(place.config.work_directory, job, clock.now()) is not None
+    assert "precious" == (directory / "victim").read_text()
+
+
+@pytest.mark.parametrize("change", [{"rate": 1e-320}, {"began": 2**62}, {"began": -(2**62)}, {"rate": 1e308}])
+def test_numbers_that_nobody_of_us_wrote_do_no_harm(
+    change: dict[str, Any], place: Place, job: Job, directory: Path
+) -> None:
+    clock = Clock()
+    good = {"direction": "in", "began": clock.now(), "told": clock.now(), "files": 1, "size_bytes": 1}
+    document = {**good, "total_bytes": 2, "rate": 1.0, **change}
+    (directory / "progress.json").write_text(json.dumps(document))
+    words.progress_fields(place.config, job)
+    words.message_of(place.config, job)
+
+
 def test_a_full_disk_does_not_stop_a_transfer_for_this(tmp_path: Path) -> None:
     clock = Hands()
     teller = Teller(tmp_path / "not there", "in", clock)
@@ -149,7 +177,7 @@ def test_what_is_old_broken_or_a_link_is_not_seen(place: Place, job: Job, direct
     assert None is progress_of(work, job, left.told + 31_000_000)
     assert None is progress_of(work, job, left.told - 31_000_000)
     file = directory / "progress.json"
-    for text in ("", "{", "[]", '{"direction": "in"}', json.dumps({"size_bytes": -1}), "\xff"):
+    for text in ("", "{", "[]", '{"direction": "in"}', json.dumps({"size_bytes": -1}), "\xff", "[" * 60_000):
         file.write_text(text, encoding="latin-1")
         assert None is progress_of(work, job, left.told)
     written(directory)
