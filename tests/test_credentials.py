@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +219,6 @@ def test_a_command_that_hangs_is_ended_and_has_failed(watched: Watched) -> None:
     watched.begin(lasts_s=20 * 60, script="sleep 60", renew_timeout_s=0.1)
     watched.look()
     assert "renew.sh gave no answer within" in watched.raised[0][1]
-    assert 1 == watched.runs
 
 
 def test_only_the_file_says_whether_a_renewal_worked(watched: Watched) -> None:
@@ -259,6 +261,26 @@ def test_a_file_that_is_being_written_is_given_a_moment(
     monkeypatch.setattr(watched.watch._stop, "wait", lambda timeout: place_file(watched.file, whole))
     watched.look()
     assert [] == watched.raised
+
+
+def test_what_could_not_be_read_by_a_fault_of_the_host_is_read_again_though_it_did_not_change(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched.begin(lasts_s=5 * HOUR_S)
+    with monkeypatch.context() as patched:
+        for number in (errno.EMFILE, errno.EIO):
+            patched.setattr("edgecore.certificates.os.open", failing(OSError(number, os.strerror(number))))
+            watched.look()
+    assert [UNUSABLE] == [subject for subject, _ in watched.raised]
+    watched.look()
+    assert ([UNUSABLE], 1) == (watched.cleared, watched.let_go)
+
+
+def failing(error: Exception) -> Callable[..., object]:
+    def fail(*_: object, **__: object) -> object:
+        raise error
+
+    return fail
 
 
 def test_a_watch_that_stops_ends_the_command(watched: Watched) -> None:
