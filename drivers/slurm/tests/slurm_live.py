@@ -182,26 +182,22 @@ class LiveSlurm(BatchSystem):
 
     def requeue(self, batch_id: str) -> None:
         """Let the node of a running job fail, after which Slurm queues it again; do so by hand for an ended one."""
-        self._control("update", f"JobId={batch_id}", "Requeue=1")
         if self._word(batch_id) == "RUNNING":
+            self._control("update", f"JobId={batch_id}", "Requeue=1")
             node = self._fail_node_of(batch_id)
             self._wait_word(batch_id, "PENDING")
             self.slurm.slurmd[node].start()
-            self._control("update", f"NodeName={node}", "State=RESUME")
+            self._control(
+                "update", f"NodeName={node}", "State=RESUME", check=False
+            )  # it may be back by itself
         else:
             self._control("requeue", batch_id)
-        self._at_once(batch_id)
 
     def preempt(self, batch_id: str) -> None:
         """Queue a running job again as an administrator does: Slurm tells it to stop, and kills it after KillWait."""
         self._control("update", f"JobId={batch_id}", "Requeue=1")
         self._control("requeue", batch_id)
-        self._at_once(batch_id)
-
-    def _at_once(self, batch_id: str) -> None:
-        """Let what is queued again not wait until its old credential has expired."""
         self._wait_word(batch_id, "PENDING")
-        self._control("update", f"JobId={batch_id}", "StartTime=now")
 
     def hold(self, batch_id: str) -> None:
         """Hold it."""

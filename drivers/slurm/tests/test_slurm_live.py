@@ -45,6 +45,7 @@ class TestLiveSlurm(SchedulingContract):
     by_hand: ClassVar = frozenset(
         {
             # Which are about the service more than about Slurm, or shown by another test here.
+            "test_kills_at_random_times_change_nothing",
             "test_a_service_that_is_killed_at_any_point_of_a_submission_runs_the_job_once",
             "test_a_job_that_must_not_be_restarted_gets_a_new_attempt_where_retries_are_left",
             "test_a_lost_job_that_is_listed_again_runs_on",
