@@ -133,7 +133,7 @@ class TransferBreaks(TransferBase):
             took_s = time.monotonic() - begun
         between = {update.size_bytes for update in progress.updates} - {0, 30 * MEBIBYTE}
         assert took_s > 1.5, "the peer's slow() does not make it slow"
-        assert len(between) >= took_s / 3
+        assert len(between) >= 2, "of a file that takes three seconds"
         assert len(progress.updates) >= took_s
 
     @pytest.mark.parametrize("way", WAYS)
