@@ -60,10 +60,10 @@ class Credential:
     _lock: threading.Lock = field(init=False, factory=threading.Lock)
 
     def look(self) -> Judgement:
-        """Look at the files, and read them if they have changed."""
+        """Look at the files, and read them if they have changed or could not be used: the host may have been to blame."""
         with self._lock:
             stamp = stamp_of(self.table.file, self.table.key)
-            if stamp != self._stamp:
+            if stamp != self._stamp or self.seen.trouble:
                 self.seen, self._stamp = judge(self.table.file, self.table.key), stamp
             return self.seen
 

@@ -267,6 +267,7 @@ def test_what_could_not_be_read_by_a_fault_of_the_host_is_read_again_though_it_d
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched.begin(lasts_s=5 * HOUR_S)
+    monkeypatch.setattr(watched.watch._stop, "wait", lambda timeout: None)
     with monkeypatch.context() as patched:
         for number in (errno.EMFILE, errno.EIO):
             patched.setattr("edgecore.certificates.os.open", failing(OSError(number, os.strerror(number))))
