@@ -207,7 +207,7 @@ def test_what_the_tool_brings_is_judged_before_it_takes_the_old_ones_place(
         "--certificate",
         "/c",
         "--timeout-s",
-        "0.5",
+        timeout_s,
     ]
     assert 1 == main(given)
     assert words in capsys.readouterr().err
