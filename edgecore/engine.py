@@ -314,8 +314,8 @@ class Engine:
         if missing := step.kept_out(job):
             self._keep_out(job, f"{WAITS}{missing}")
             return
-        if self._kept_out.pop(job.id, None):
-            self.store.note(job, job.message)  # it waits for nothing any more
+        if self._kept_out.pop(job.id, None) or job.message.startswith(WAITS):
+            self._waits_no_more(job)
         self._busy.add(job.id)
         self._running[step.lane].put([_Task(step, job)], step.key(job), step.largest)
 
@@ -325,6 +325,12 @@ class Engine:
             log.info("job %d waits in %s: %s", job.id, job.state, reason, extra=about(job))
             self.store.note(job, reason)
         self._kept_out[job.id] = reason
+
+    def _waits_no_more(self, job: Job) -> None:
+        """Take back what was noted of a wait, by us or before a restart: the job may be long in its lane."""
+        message = "" if job.message.startswith(WAITS) else job.message
+        self.jobs[job.id] = evolve(job, message=message)
+        self.store.note(job, message)
 
     def _let_in(self) -> None:
         for job_id in list(self._kept_out):

@@ -423,6 +423,22 @@ def test_a_job_that_waits_can_be_cancelled_and_survives_a_restart(edge: Edge, pr
 
 
 @pytest.mark.slow
+def test_a_job_that_waits_no_more_does_not_say_so_though_its_lane_is_full(edge: Edge, proxy: Path) -> None:
+    edge.config = evolve(edge.config, limits=evolve(edge.config.limits, staging=1))
+    edge.start()
+    for name in ("first", "second"):
+        edge.send(name, **without_file(edge, name))
+        edge.until(lambda name=name: "waits for the credential" in edge.job(name).message)  # type: ignore[misc]
+    edge.stop()
+    assert isinstance(edge.transfer, ScriptedTransfer)
+    edge.transfer.slow = True
+    write_proxy(proxy)
+    edge.start()
+    edge.until(lambda: not any("waits for" in edge.job(name).message for name in ("first", "second")))
+    assert 1 == len(edge.transfer.fetched)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [TransferRefused("530 expired"), TransferInterrupted("530 expired")])
 def test_no_job_is_blamed_for_what_failed_when_the_credential_was_gone(
     edge: Edge, proxy: Path, error: Exception
