@@ -91,6 +91,7 @@ def test_transfers_are_recorded_with_what_they_moved(edge: Edge) -> None:
     assert went.files == 3  # the settings, stdout, stderr
 
 
+@pytest.mark.slow
 def test_each_prefix_has_its_own_settings(edge: Edge) -> None:
     (prefix,) = {entry.prefix for entry in edge.config.transfer}
     sizes = TransferTable(prefix=f"{prefix}out-quick/", settings={"compare": False})

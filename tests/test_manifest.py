@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -17,7 +19,7 @@ from edgecore.config import ManifestTable
 from edgecore.errors import TransferInterrupted, TransferStopped
 from edgecore.manifest import MANIFEST, Stocktaking
 from edgecore.models import JobState as S
-from edgecore.selection import EVERYTHING
+from edgecore.selection import EVERYTHING, Selection
 from edgecore.testing.trees import ODD_NAMES
 
 
@@ -82,7 +84,9 @@ def test_a_name_of_any_kind_can_be_read_back_byte_by_byte(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("compute", [True, False])
-@pytest.mark.parametrize("change", ["same size", "longer", "removed", "a link", "its directory"])
+@pytest.mark.parametrize(
+    "change", ["same size", "longer", "removed", "a link", "its directory", "one more", "a directory more"]
+)
 def test_a_file_that_changed_after_the_first_look_is_no_part_of_a_manifest(
     change: str, compute: bool, tree: Path, tmp_path: Path
 ) -> None:
@@ -94,6 +98,10 @@ def test_a_file_that_changed_after_the_first_look_is_no_part_of_a_manifest(
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     elif change == "longer":
         path.write_bytes(b"charlie and more")
+    elif change == "one more":
+        (tree / "log" / "late").touch()
+    elif change == "a directory more":
+        (tree / "log" / "late").mkdir()
     elif change == "its directory":
         (tree / "log").rename(tmp_path / "elsewhere")
         (tree / "log").symlink_to(tmp_path / "elsewhere")
@@ -104,6 +112,15 @@ def test_a_file_that_changed_after_the_first_look_is_no_part_of_a_manifest(
     with pytest.raises(TransferInterrupted, match="log"):
         stock.write(file, {}, compute=compute)
     assert "the former\n" == file.read_text()
+
+
+def test_what_is_not_selected_may_change(tree: Path, tmp_path: Path) -> None:
+    stock = Stocktaking.begin(tree, lambda: None, Selection(("b",)))
+    (tree / "a b").write_bytes(b"more")
+    (tree / "log" / "c").unlink()
+    (tree / "new").touch()
+    stock.write(tmp_path / MANIFEST, {}, compute=True)
+    assert ["b"] == [line["name"] for line in lines(tmp_path / MANIFEST)]
 
 
 def test_a_fifo_that_a_job_put_in_its_place_does_not_hold_us_up(tree: Path, tmp_path: Path) -> None:
@@ -141,6 +158,28 @@ def test_a_job_that_was_staged_out_names_its_manifest_and_its_digest(edge: Edge)
     }
 
 
+@pytest.mark.slow
+def test_a_manifest_that_cannot_be_written_now_is_written_later_and_nothing_is_reported_before(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, full = Stocktaking.write, [True, True]
+
+    def on_a_full_disk(self: Stocktaking, file: Path, told: Mapping[str, str], *, compute: bool) -> str:
+        if full and full.pop():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+        return write(self, file, told, compute=compute)
+
+    monkeypatch.setattr(Stocktaking, "write", on_a_full_disk)
+    edge.start()
+    edge.send(**edge.input("job"))
+    edge.wait("job", S.JOB_FINISHED)
+    assert [] == full
+    assert 1 == edge.states().count("STAGED_OUT")
+    message = edge.wait("job", S.STAGED_OUT).message
+    assert message.startswith("3 files, 0 bytes, 3 of them were there already; manifest run/1/")
+
+
+@pytest.mark.slow
 def test_a_job_that_failed_has_a_manifest_of_what_was_brought_home(edge: Edge) -> None:
     edge.config = evolve(edge.config, manifest=ManifestTable(checksums=False))
     edge.transfer = ScriptedTransfer()

@@ -199,6 +199,7 @@ class Whole(ScriptedTransfer):
         return self._move(self.delivered, url, progress)
 
 
+@pytest.mark.slow
 def test_a_driver_that_cannot_select_is_not_asked_to(edge: Edge) -> None:
     edge.transfer = Whole()
     edge.register("leaves", executable="/bin/true", stage_out=("*.root",))

@@ -62,11 +62,11 @@ def test_a_service_that_is_killed_while_files_are_sent_resumes_and_sends_little_
 ) -> None:
     lay_out_input(far / "in")
     points, begun = chosen_points(), proxy.passed_bytes
-    with proxy.slow(40e6):
+    with proxy.slow(20e6):  # slower than we are, so that little is on its way at a kill
         killed_at(site, lambda: proxy.passed_bytes - begun, points)
     check_output(site, far / "in", far / "out")
     passed = proxy.passed_bytes - begun
-    assert passed < 2 * SIZE_BYTES * 1.05 + KILLS * 12 * MEBIBYTE, f"killed at {points}: {passed}"
+    assert passed < 2 * SIZE_BYTES * 1.05 + KILLS * 16 * MEBIBYTE, f"killed at {points}: {passed}"
 
 
 def test_what_a_killed_service_had_started_to_move_files_is_ended_by_the_next(
