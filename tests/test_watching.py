@@ -26,7 +26,7 @@ def running(edge: Edge) -> Entry:
     edge.send(application="long")
     edge.wait("job", S.RUNNING)
     entry = edge.wait_entry()
-    edge.until(lambda: token(edge) == "running" and edge.site.starts())
+    edge.until(lambda: token(edge) == "running" and bool(edge.site.starts()))
     return entry
 
 
