@@ -1,7 +1,7 @@
 """Write down what was staged out: name, size and checksum of every file, beside the run record.
 
-A file is looked at before it goes and again when all have gone: one that was changed meanwhile is no
-part of a manifest, the transfer is tried again. So a line is true of what was delivered. Names are bytes and stand
+All is looked at before it goes and again when it has gone: where anything was changed, made or removed meanwhile there
+is no manifest, the transfer is tried again. So it is true of what was delivered. Names are bytes and stand
 percent-encoded; lines stand in the order of names, so that the same output gives the same manifest.
 """
 
@@ -22,7 +22,7 @@ from attrs import define
 from edgecore.errors import TransferInterrupted
 from edgecore.parts import READ_FILE, new_file, own_directory
 from edgecore.selection import Selection
-from edgecore.trees import Directory, File, Parts, Plan, enter, explained, plan_tree, shown
+from edgecore.trees import Directory, File, Link, Parts, Plan, enter, explained, plan_tree, shown
 
 __all__ = ["MANIFEST", "Stocktaking"]
 
@@ -39,18 +39,24 @@ class Stocktaking:
     directory: Path
     check: Callable[[], None]
     """Called again and again; raises TransferStopped when nobody wants it any more."""
+    selection: Selection
     plan: Plan
 
     @classmethod
     def begin(cls, directory: Path, check: Callable[[], None], selection: Selection) -> Stocktaking:
         """Look at what is selected. Raises TransferRefused for what cannot be delivered, as a driver would."""
         with own_directory(directory, make=False) as opened:
-            return cls(directory, check, plan_tree(opened, check, selection))
+            return cls(directory, check, selection, plan_tree(opened, check, selection))
 
     def unmatched(self, patterns: Sequence[str]) -> list[str]:
         """Return those *patterns* that no file and no link fits."""
-        names = [(*each.parts, one.name) for each in self.plan.directories for one in each.entries]
-        return [each for each in patterns if not any(map(Selection((each,)).takes, names))]
+        left = list(patterns)
+        for directory in self.plan.directories:
+            for one in directory.entries if left else ():
+                self.check()
+                path = (*directory.parts, one.name)
+                left = [each for each in left if not Selection((each,)).takes(path)]
+        return left
 
     def write(self, file: Path, told: Mapping[str, str], *, compute: bool) -> str:
         """Write the manifest, durable and all at once; return its SHA-256 in hexadecimal.
@@ -64,6 +70,7 @@ class Stocktaking:
             for line in self._lines(root, told, compute):
                 digest.update(line)
                 opened.write(line)
+            self._compare(root)
             opened.flush()
             os.fsync(opened.fileno())
         new.replace(file)
@@ -102,12 +109,17 @@ class Stocktaking:
                 entry["checksum"] = f"sha256:{self._computed(holder, file)}"
             elif checksum is not None:
                 entry["checksum"] = checksum
-            now = os.stat(file.name, dir_fd=holder, follow_symlinks=False)
-        if (now.st_size, now.st_mtime_ns, now.st_ctime_ns) != (file.size_bytes, *file.changed_ns):
-            raise TransferInterrupted(
-                f"{shown('/'.join(path))} changed while it was staged out; does something of the job still run?"
-            )
         return entry
+
+    def _compare(self, root: int) -> None:
+        """Look again. Raises TransferInterrupted when anything that is selected is not as it was."""
+        before, now = _contents(self.plan), _contents(plan_tree(root, self.check, self.selection))
+        for parts in before.keys() | now.keys():
+            if before.get(parts) != now.get(parts):
+                names = {one.name for one in before.get(parts, frozenset()) ^ now.get(parts, frozenset())}
+                path = "/".join((*parts, *sorted(names)[:1])) or "."
+                words = f"{shown(path)} changed while it was staged out"
+                raise TransferInterrupted(f"{words}; does something of the job still run?")
 
     def _computed(self, holder: int, file: File) -> str:
         digest, buffer = hashlib.sha256(), bytearray(_CHUNK_BYTES)
@@ -119,6 +131,10 @@ class Stocktaking:
 
     def _still(self, asked: str, path: Parts) -> AbstractContextManager[None]:
         return explained(f"{asked} {shown('/'.join(path) or '.')} for the manifest", transient=_CHANGED)
+
+
+def _contents(plan: Plan) -> dict[Parts, frozenset[File | Link]]:
+    return {each.parts: frozenset(each.entries) for each in plan.directories}
 
 
 def _raw(parts: Parts) -> tuple[bytes, ...]:
