@@ -56,7 +56,7 @@ _REFUSALS: Final = {
 class LiveSlurm(BatchSystem):
     """One test's view of a cluster that others have used before."""
 
-    def __init__(self, slurm: Slurm, *, timeout_s: float = 3.0) -> None:
+    def __init__(self, slurm: Slurm, *, timeout_s: float = 6.0) -> None:
         self.slurm = slurm
         slurm.clear()
         self._partition("State=UP", "MaxTime=2880", "AllocNodes=ALL")

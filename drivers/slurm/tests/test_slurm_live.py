@@ -54,7 +54,8 @@ class TestLiveSlurm(SchedulingContract):
             "test_a_submission_without_an_answer_is_found_by_its_tag",
             "test_a_waiting_job_that_is_only_unlisted_and_starts_late_finds_that_it_may_not",
             "test_an_end_by_the_batch_system_has_its_reason",
-            # Which take long: thousands of jobs.
+            # Which take long: thousands of jobs, or a time-out for each hook.
+            "test_a_command_that_hangs_is_given_up_and_leaves_no_process",
             "test_a_group_that_is_too_large_is_split_or_refused_and_every_member_answered",
             "test_a_listing_that_is_longer_than_a_pipe_holds_is_read_whole",
         }
@@ -66,9 +67,13 @@ class TestLiveSlurm(SchedulingContract):
 
     @pytest.fixture
     def make_bench(self, tmp_path: Path, batch_system: BatchSystem) -> MakeBench:
-        """Give Slurm time to say why a job ended whose own record is there already: it is COMPLETING meanwhile."""
+        """Give Slurm time to say why a job ended whose own record is there already: it is COMPLETING meanwhile.
+
+        And give whoever gets an id that was lost time to come before the service submits anew.
+        """
 
         def make(**timing: float) -> Bench:
-            return Bench.make(tmp_path / "site", self.driver, batch_system, {"grace_s": 2, **timing})
+            patient = {"grace_s": 2, "lost_after_s": 4, **timing}
+            return Bench.make(tmp_path / "site", self.driver, batch_system, patient)
 
         return make
