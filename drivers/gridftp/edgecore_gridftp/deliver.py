@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from attrs import Factory, define
 
@@ -257,26 +257,36 @@ class Delivery:
         return [piece for piece, digest in zip(pieces, digests, strict=True) if digest != piece.digest]
 
     def _publish(self, control: Control, opened: Opened, pieces: Sequence[Piece]) -> None:
-        """Give the files their modes and times, and then their final names."""
+        """Give the files their times, their final names, and then their modes: a part must stay one that may be written."""
 
         def steps() -> Iterator[Step]:
             for piece in pieces:
-                part, named = self._part(piece), self._name(piece)
-                yield from _describing(control, part, named, *opened.described(piece))
+                part, named, (mode, changed_s) = self._part(piece), self._name(piece), opened.described(piece)
+                yield from _timing(control, part, named, changed_s)
                 for command in (b"RNFR " + part, b"RNTO " + piece.remote):
                     yield lambda named=named: f"rename to {named}", command  # type: ignore[misc]
+                yield _allowing(piece.remote, named, mode)
 
         control.do_all(steps())
         for piece in pieces:
             self.trip.arrived(piece, skipped=False)
 
 
-def _describing(control: Control, path: bytes, named: str, mode: int, changed_s: int) -> Iterable[Step]:
-    """Yield the commands that set mode and time; a server that cannot keep times is not asked to."""
-    asked = lambda: f"set mode and time of {named}"  # noqa: E731
-    yield asked, b"SITE CHMOD %o %s" % (mode, path)
+def _describing(control: Control, path: bytes, named: str, mode: int, changed_s: int) -> Iterator[Step]:
+    """Yield the commands that set mode and time."""
+    yield _allowing(path, named, mode)
+    yield from _timing(control, path, named, changed_s)
+
+
+def _allowing(path: bytes, named: str, mode: int) -> Step:
+    return lambda: f"set the mode of {named}", b"SITE CHMOD %o %s" % (mode, path)
+
+
+def _timing(control: Control, path: bytes, named: str, changed_s: int) -> Iterator[Step]:
+    """Yield the command that sets the time; a server that cannot keep times is not asked to."""
     if "MFMT" in control.features:
-        yield asked, b"MFMT %s %s" % (time.strftime("%Y%m%d%H%M%S", time.gmtime(changed_s)).encode(), path)
+        when = time.strftime("%Y%m%d%H%M%S", time.gmtime(changed_s)).encode()
+        yield lambda: f"set the time of {named}", b"MFMT %s %s" % (when, path)
 
 
 def _levels(plan: Plan) -> Iterator[list[Directory]]:

@@ -201,7 +201,7 @@ class Fetching:
         """Sync what was written, then give each file its final name."""
         for part in parts:
             with explained(f"sync {self._here(part.piece)}"):
-                _describe(part.opened, part.file)
+                os.utime(part.opened, ns=(part.file.changed_s * _NS, part.file.changed_s * _NS))
                 os.fsync(part.opened)
             self.trip.tally.beat()
         for part in parts:
@@ -211,6 +211,7 @@ class Fetching:
                 now = os.stat(part.file.name, dir_fd=holder, follow_symlinks=False)
             if not os.path.samestat(now, os.fstat(part.opened)):
                 raise TransferInterrupted(f"{here} was exchanged while it was copied; who else writes there?")
+            os.fchmod(part.opened, part.file.mode)  # not before: a part must stay one that may be written
             self.trip.arrived(part.piece, skipped=False)
 
 
