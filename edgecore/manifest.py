@@ -2,7 +2,7 @@
 
 All is looked at before it goes and again when it has gone: where anything was changed, made or removed meanwhile there
 is no manifest, the transfer is tried again. So it is true of what was delivered. Names are bytes and stand
-percent-encoded; lines stand in the order of names, so that the same output gives the same manifest.
+percent-encoded; lines stand directory by directory, each in the order of names, so that the same output gives the same manifest.
 """
 
 from __future__ import annotations
