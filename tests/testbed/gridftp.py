@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -25,7 +26,6 @@ from attrs import define, field
 from edgecore.processes import process_start
 from testbed.grid import Grid
 from testbed.keeper import Keeper
-from testbed.sshd import free_port
 
 __all__ = [
     "GridFtp",
@@ -40,6 +40,8 @@ __all__ = [
 _SERVER: Final = "/usr/sbin/globus-gridftp-server"
 _PROGRAMS: Final = (_SERVER, "globus-url-copy", "openssl")
 _START_S: Final = 20.0
+_PORTS: Final = (20_000, 32_000)
+"""Below those that Linux hands out by itself."""
 _TICK_S: Final = 0.002
 _SLICE_S: Final = 0.001
 _BURST_BYTES: Final = 256 * 1024
@@ -88,7 +90,7 @@ class GridFtp:
         """Start it, under its port if it had one; returns when it greets."""
         wanted, deadline = self.port, time.monotonic() + _START_S
         while time.monotonic() < deadline:
-            self.port = wanted or free_port()
+            self.port = wanted or _lasting_port()
             self.pid = self.keeper.start(self._command(more), self._environment, self.directory / "output")
             if self._greets(deadline):
                 return self
@@ -232,6 +234,14 @@ def _moved(pid: int) -> int:
         return 0
     facts = dict(line.split(": ") for line in lines)
     return max(int(facts["rchar"]), int(facts["wchar"]))
+
+
+def _lasting_port() -> int:
+    """Return a free port that is given to nobody else while the server is away: one that no data connection gets."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", random.randrange(*_PORTS)))
+            return int(probe.getsockname()[1])
 
 
 # --------------------------------------------------------------------------------- fixtures
