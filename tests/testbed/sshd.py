@@ -22,7 +22,7 @@ from attrs import define, field
 
 from edgecore.processes import process_stat
 
-__all__ = ["Sshd", "free_port", "missing_openssh", "running_sshd", "sshd"]
+__all__ = ["Sshd", "missing_openssh", "running_sshd", "sshd"]
 
 _SSHD: Final = Path("/usr/sbin/sshd")
 _SEPARATION: Final = Path("/run/sshd")
@@ -91,7 +91,7 @@ class Sshd:
             _SEPARATION.mkdir(mode=0o755, exist_ok=True)  # which an init system would make
         wanted, deadline = self.port, time.monotonic() + _START_S
         while time.monotonic() < deadline:
-            self.port = wanted or free_port()
+            self.port = wanted or _free_port()
             config = self.directory / "sshd_config"
             more = "\n".join(self.more)
             config.write_text(
@@ -155,8 +155,7 @@ def _descendants(pid: int) -> Iterator[int]:
         yield from level
 
 
-def free_port() -> int:
-    """Return a port of loopback on which nobody listens now."""
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
