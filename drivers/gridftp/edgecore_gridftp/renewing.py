@@ -159,8 +159,12 @@ def advice_on(words: str) -> str:
 
 
 def _environment(request: Request) -> Mapping[str, str]:
-    """Return who we are for the tool: what the request names, and no proxy or home that lies about."""
+    """Return who we are for the tool: what the request names, and no proxy or home that lies about.
+
+    With our own variables goes the mark by which a service ends what one that was killed, and we with it, has left.
+    """
     built = {
+        **{name: value for name, value in os.environ.items() if name.startswith("EDGECORE_")},
         "PATH": os.environ.get("PATH", os.defpath),
         "HOME": _NOWHERE,
         "X509_USER_PROXY": _NOWHERE,

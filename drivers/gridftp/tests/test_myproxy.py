@@ -233,6 +233,25 @@ def test_what_a_killed_renewal_has_left_is_removed_later(
     assert "" == judge(tmp_path / "proxy").trouble
 
 
+def test_a_service_knows_the_tool_of_a_killed_renewal_by_its_mark(
+    tmp_path: Path, tool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGECORE_PROGRAM_OF", "/the/store")
+    tool.write_text(f'#!/bin/sh\necho "$EDGECORE_PROGRAM_OF" >{tmp_path}/mark\n')
+    given = [
+        "--server",
+        "localhost:1",
+        "--user",
+        "x",
+        "--file",
+        str(tmp_path / "proxy"),
+        "--certificate",
+        "/c",
+    ]
+    assert 1 == main(given)
+    assert "/the/store\n" == (tmp_path / "mark").read_text()
+
+
 # --------------------------------------------------------------------------------- on the server
 
 
