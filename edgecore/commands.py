@@ -36,7 +36,7 @@ _NOT_RUNNABLE: Final = frozenset(
 
 
 class CommandNotFound(EdgeError):
-    """There is no such program, or it may not be executed; nothing was run."""
+    """There is no such program, it may not be executed, or not with such arguments; nothing was run."""
 
 
 @frozen(kw_only=True)
@@ -157,6 +157,10 @@ def _start(
             cwd=directory,
             start_new_session=True,
         )
+    except ValueError as error:  # a NUL, or what the locale's encoding has no bytes for
+        raise CommandNotFound(
+            f"cannot run {arguments[0]!a} with these arguments or this environment: {error}; correct them where they are configured"
+        ) from error
     except OSError as error:
         if error.errno not in _NOT_RUNNABLE:
             raise

@@ -242,3 +242,9 @@ def test_a_command_that_has_ended_is_answered_although_nobody_wants_it_now() -> 
     assert (0, b"done\n") == (
         *((result := shell("echo done", unwanted=lambda: True)).exit_code, result.output),
     )
+
+
+@pytest.mark.parametrize("arguments", [["true", "a\0b"], ["tr\0ue"]])
+def test_arguments_that_no_program_can_be_given_are_told_as_an_error_of_ours(arguments: list[str]) -> None:
+    with pytest.raises(CommandNotFound, match="correct them where they are configured"):
+        run(arguments, timeout_s=10)
