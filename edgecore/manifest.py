@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from attrs import define
 
-from edgecore.errors import TransferInterrupted
+from edgecore.errors import TransferInterrupted, TransferRefused
 from edgecore.parts import READ_FILE, new_file, own_directory
 from edgecore.selection import Selection
 from edgecore.trees import Directory, File, Link, Parts, Plan, enter, explained, plan_tree, shown
@@ -113,7 +113,10 @@ class Stocktaking:
 
     def _compare(self, root: int) -> None:
         """Look again. Raises TransferInterrupted when anything that is selected is not as it was."""
-        before, now = _contents(self.plan), _contents(plan_tree(root, self.check, self.selection))
+        try:
+            before, now = _contents(self.plan), _contents(plan_tree(root, self.check, self.selection))
+        except TransferRefused as error:  # the next try says so, should it stay
+            raise TransferInterrupted(f"the output changed while it was staged out: {error}") from error
         for parts in before.keys() | now.keys():
             if before.get(parts) != now.get(parts):
                 names = {one.name for one in before.get(parts, frozenset()) ^ now.get(parts, frozenset())}

@@ -85,7 +85,17 @@ def test_a_name_of_any_kind_can_be_read_back_byte_by_byte(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("compute", [True, False])
 @pytest.mark.parametrize(
-    "change", ["same size", "longer", "removed", "a link", "its directory", "one more", "a directory more"]
+    "change",
+    [
+        "same size",
+        "longer",
+        "removed",
+        "a link",
+        "its directory",
+        "one more",
+        "a directory more",
+        "a FIFO more",
+    ],
 )
 def test_a_file_that_changed_after_the_first_look_is_no_part_of_a_manifest(
     change: str, compute: bool, tree: Path, tmp_path: Path
@@ -100,6 +110,8 @@ def test_a_file_that_changed_after_the_first_look_is_no_part_of_a_manifest(
         path.write_bytes(b"charlie and more")
     elif change == "one more":
         (tree / "log" / "late").touch()
+    elif change == "a FIFO more":
+        os.mkfifo(tree / "log" / "late")
     elif change == "a directory more":
         (tree / "log" / "late").mkdir()
     elif change == "its directory":
