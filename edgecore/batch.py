@@ -338,6 +338,8 @@ live() {
     if cd "$$data"; then
         run_application
     fi
+    # A batch system signals one process after the other: the application may have ended before we are told.
+    [ "$$restartable" = no ] || [ "$$code" -eq 0 ] || [ -e "$$told" ] || sleep 1
     trap '' TERM INT  # nor shall date or mv be ended by what is meant for the application
     cd "$$run" || exit $abstained
     [ -e "$$mine" ] || leave "ended with $$code after it was stopped"
@@ -356,7 +358,8 @@ cd "$$run" || exit $abstained
 [ -z "$$interrupted" ] || leave "told to stop before the start"
 claim
 (
-    trap : TERM INT  # heard only when the application has ended; not ignored, since that would be inherited
+    # Heard only when the application has ended; not ignored, since that would be inherited.
+    trap 'true 2>/dev/null >"$$told"' TERM INT
     live
 ) &
 child=$$!

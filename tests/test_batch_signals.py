@@ -70,6 +70,36 @@ def test_a_restartable_attempt_that_is_told_to_stop_goes_on_when_it_is_started_a
 
 
 @pytest.mark.slow
+def test_a_restartable_attempt_whose_whole_group_is_told_to_stop_pauses(bench: Bench, tmp_path: Path) -> None:
+    bench = bench.with_values(restartable=True, command=application("echo; exec sleep 60"))
+    for number in range(15):
+        again = evolve(bench.values, run=tmp_path / f"run {number}", data=tmp_path / f"data {number}")
+        again.data.mkdir()
+        one = evolve(bench, values=again)
+        with started(one) as process:
+            eventually(partial(_has_begun, one))
+            os.killpg(process.pid, signal.SIGTERM)
+            assert 143 == process.wait(DEADLINE_S)
+        token = one.run.token()
+        assert token is not None
+        assert TokenState.PAUSED is token.state
+
+
+@pytest.mark.slow
+def test_a_restartable_attempt_pauses_although_its_application_is_told_before_it(bench: Bench) -> None:
+    bench = bench.with_values(restartable=True, command=application("echo $$; exec sleep 60"))
+    with started(bench) as process:
+        eventually(partial(_has_begun, bench))
+        os.kill(int(bench.output()), signal.SIGTERM)
+        time.sleep(0.1)  # between two processes, as a batch system may take
+        process.terminate()
+        assert 143 == process.wait(DEADLINE_S)
+    token = bench.run.token()
+    assert token is not None
+    assert TokenState.PAUSED is token.state
+
+
+@pytest.mark.slow
 def test_a_restartable_attempt_that_ends_well_although_it_is_told_to_stop_has_ended(bench: Bench) -> None:
     text = "trap 'exit 0' TERM; echo; while :; do sleep 0.01; done"
     bench = bench.with_values(restartable=True, command=application(text))
