@@ -53,7 +53,8 @@ def open_part(part: str, holder: int, there: str) -> int:
             try:
                 opened = os.open(part, _WRITE, dir_fd=holder)
             except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
+                # EACCES: a copy was killed after it had set a mode that lets nobody write.
+                if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.EACCES):
                     raise
                 _remove(part, holder)
                 continue

@@ -198,6 +198,30 @@ def test_a_partial_file_longer_than_the_source_is_cut(tmp_path: Path) -> None:
     assert (tmp_path / "here" / "f").read_bytes() == b"short"
 
 
+def test_a_temporary_file_that_nobody_may_write_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that was killed between the final mode and the final name; root would not notice."""
+    source, here = tmp_path / "source", tmp_path / "here"
+    source.mkdir()
+    here.mkdir()
+    (source / "f").write_bytes(b"content")
+    (source / "f").chmod(0o400)
+    part = here / part_name("f")
+    part.write_bytes(b"old")
+    part.chmod(0o400)
+    real = os.open
+
+    def as_a_user(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if path == part.name and flags & os.O_ACCMODE != os.O_RDONLY and not flags & os.O_CREAT:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "open", as_a_user)
+    fetch(source, here)
+    assert b"content" == (here / "f").read_bytes()
+
+
 SLOW_COPY = """
 import os, sys, time
 from pathlib import Path

@@ -291,7 +291,8 @@ class Delivery:
         requests = []
         for piece in pieces:
             path, found = self._part(piece), self._found(piece, part_name(piece.file.name))
-            if found is not None and not found.is_file:  # somebody put a link there
+            # Somebody put a link there, or we were killed after we had set a mode that lets nobody write.
+            if found is not None and not (found.is_file and (found.mode or 0) & 0o600 == 0o600):
                 with failing(f"remove {shown(os.fsdecode(path))}"):
                     session.ask(wire.of_path(Kind.REMOVE, path)).ok()
                 found = None

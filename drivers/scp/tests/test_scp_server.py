@@ -324,6 +324,24 @@ def test_a_partial_file_is_continued_where_it_is_right_and_written_anew_where_it
         assert proxy.passed_bytes - before < size - have + 4 * MEBIBYTE
 
 
+def test_a_partial_file_that_nobody_may_write_is_replaced(
+    opened: Opener, proxy: Proxy, tmp_path: Path
+) -> None:
+    """As one that was killed between the final mode and the final name; the server of root would not notice."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    (source / "file").write_bytes(b"content")
+    part = target / part_name("file")
+    part.write_bytes(b"old")
+    part.chmod(0o400)
+    before = part.stat().st_ino
+    with part.open("rb"):  # so that its number is not given again
+        carry(opened(), "deliver", source, target, proxy)
+    assert b"content" == (target / "file").read_bytes()
+    assert before != (target / "file").stat().st_ino
+
+
 # -------------------------------------------------------------------------------------- OpenSSH
 
 
