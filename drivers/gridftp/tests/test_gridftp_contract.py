@@ -79,6 +79,9 @@ class TestGsiftp(TransferContract):
 
     by_hand = frozenset(
         {
+            # The server is made slow by halting it from here, and on a busy machine moves all at once.
+            "test_a_connection_that_breaks_in_the_middle_interrupts_and_the_next_call_resumes",
+            "test_progress_is_told_every_second_within_one_long_file",
             "test_a_file_of_five_gigabytes_arrives",
             "test_a_name_of_any_kind_survives_both_ways_or_is_refused_before_the_start",
             "test_a_transfer_that_is_stopped_at_any_point_is_resumed_and_ends_right",

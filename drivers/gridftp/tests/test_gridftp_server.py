@@ -327,8 +327,8 @@ def test_nothing_listens_here_where_the_site_says_so(
 ) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
-    for number in range(6):
-        (tree / f"{number}").write_bytes(random_bytes(1024 * 1024, number))
+    for number in range(20):
+        (tree / f"{number}").write_bytes(random_bytes(2 * 1024 * 1024, number))
     driver, ended, seen = opened(listen=listen), threading.Event(), list[int]()
 
     def look() -> None:
@@ -338,7 +338,7 @@ def test_nothing_listens_here_where_the_site_says_so(
     watcher = threading.Thread(target=look)
     watcher.start()
     try:
-        with gridftp.slow(5e6):
+        with gridftp.slow(20e6):
             driver.fetch(url=gridftp.url + quote(str(tree)), directory=tmp_path / "near", progress=_ignored)
     finally:
         ended.set()
