@@ -369,6 +369,7 @@ while [ -n "$$interrupted" ] && kill -0 "$$child" 2>/dev/null; do
     wait "$$child"
     code=$$?
 done
+trap '' TERM INT
 for token in ended.* paused.*; do
     [ -e "$$token" ] && exit "$${token##*.}"
 done

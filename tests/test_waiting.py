@@ -14,6 +14,7 @@ from edgecore.cli.advice import next_step
 from edgecore.clock import Clock
 from edgecore.models import Attempt, NativeState
 from edgecore.models import JobState as S
+from edgecore.watching import Watching
 
 pytestmark = pytest.mark.slow
 
@@ -201,6 +202,7 @@ def given_up_only_in_the_store(edge: Edge, monkeypatch: pytest.MonkeyPatch) -> E
     """Give a job up and end the service before anything follows from it."""
     with monkeypatch.context() as patched:
         patched.setattr(RunDirectory, "revoke", _unanswered)
+        patched.setattr(Watching, "_cancel", lambda *_: None)
         timing(edge, stuck_after_s=0.0)
         entry = stuck(edge)
         edge.until(lambda: attempt(edge).given_up != "")
