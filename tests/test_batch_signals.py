@@ -72,7 +72,7 @@ def test_a_restartable_attempt_that_is_told_to_stop_goes_on_when_it_is_started_a
 @pytest.mark.slow
 def test_a_restartable_attempt_whose_whole_group_is_told_to_stop_pauses(bench: Bench, tmp_path: Path) -> None:
     bench = bench.with_values(restartable=True, command=application("echo; exec sleep 60"))
-    for number in range(15):
+    for number in range(8):
         again = evolve(bench.values, run=tmp_path / f"run {number}", data=tmp_path / f"data {number}")
         again.data.mkdir()
         one = evolve(bench, values=again)
@@ -149,7 +149,7 @@ def test_an_application_that_ends_in_a_hail_of_stops_leaves_its_own_code(
 ) -> None:
     text = f"trap '' TERM; echo; while [ ! -e go ]; do sleep 0.001; done; exit {code}"
     bench = bench.with_values(command=application(text))
-    for number in range(20):
+    for number in range(10):
         again = evolve(bench.values, run=tmp_path / f"run {number}", data=tmp_path / f"data {number}")
         again.data.mkdir()
         one = evolve(bench, values=again)

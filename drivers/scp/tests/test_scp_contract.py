@@ -92,6 +92,7 @@ class TestScp(TransferContract):
     driver = "scp"
     live = True
     times_within_s = 1.0
+    by_hand = frozenset({"test_a_file_of_five_gigabytes_arrives"})
 
     @pytest.fixture
     def proxy(self, sshd: Sshd) -> Iterator[Proxy]:
