@@ -36,6 +36,12 @@ TRUTHS = [
 ]
 """Exit code, token and the application's own notes, wherever the stop comes."""
 
+CRASHES = {-signal.SIGSEGV}
+"""What may become of bash among 10,000 signals and more per second: it starts a trap's command within that of the
+signal before, at once, until its stack is full. No text of a trap prevents that: the nesting begins before its first
+command. Being deaf after the first signal would; but an application may be told to stop a second time. The token
+has told of the end by then, and it is what the service believes."""
+
 
 def _has_begun(bench: Bench) -> bool:
     return ran(bench) and bench.output() != ""
@@ -153,15 +159,16 @@ def test_an_application_that_ends_in_a_hail_of_stops_leaves_its_own_code(
         again = evolve(bench.values, run=tmp_path / f"run {number}", data=tmp_path / f"data {number}")
         again.data.mkdir()
         one = evolve(bench, values=again)
+        thick = number % 2 == 0
         with started(one) as process:
             eventually(partial(_has_begun, one))
             process.terminate()
             (again.data / "go").touch()
             while process.poll() is None:
                 process.terminate()
-            assert [
-                f"ended.{code}"
-            ] == one.tokens()  # which tells of the end; what the shell makes of it does not
+                time.sleep(0 if thick else 0.001)
+            assert [f"ended.{code}"] == one.tokens()
+        assert process.returncode in ({code, *CRASHES} if thick and bench.shell[0] == "bash" else {code})
 
 
 @pytest.mark.slow
