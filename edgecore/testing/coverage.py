@@ -20,7 +20,7 @@ service says is compared with what the applications noted and what the batch sys
 scripted batch system behind real commands, `live` a real one. A dash is a fault that cannot be shown there; the
 note says why. A note beside a fault that is shown is about a variant that cannot.
 
-This page is written from the tests, which `pytest --collect-only --fault-table FILE` finds.
+This page is written from the tests, which `pytest --collect-only --fault-table=FILE` finds.
 
 """
 

@@ -10,7 +10,13 @@ from typing import Final
 
 import pytest
 
-__all__ = ["pytest_addoption", "pytest_collection_finish", "pytest_configure", "pytest_itemcollected"]
+__all__ = [
+    "pytest_addoption",
+    "pytest_collection_finish",
+    "pytest_configure",
+    "pytest_itemcollected",
+    "pytest_load_initial_conftests",
+]
 
 _MARKERS: Final = (
     "fault(number, variant): shows how a fault of the matrix is borne",
@@ -33,8 +39,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--fault-table",
         type=Path,
         metavar="FILE",
-        help="write which faults the collected contract tests show, as a Markdown table",
+        help="write which faults the collected contract tests show, as a Markdown table; say --fault-table=FILE",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(args: list[str]) -> None:
+    """Refuse to take the file of the table as a word of its own.
+
+    Where it exists, pytest has by now looked for its configuration beside that file: it does so before it knows our
+    options, and takes any word that is a path for a place of tests.
+    """
+    if "--fault-table" in args:
+        raise pytest.UsageError("--fault-table wants its file in the same word: --fault-table=FILE")
 
 
 def pytest_configure(config: pytest.Config) -> None:

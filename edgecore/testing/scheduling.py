@@ -28,7 +28,7 @@ class SchedulingContract(HookFaults, FaultMatrix):
 
         cannot = {4: "it has no accounting", (13, Ending.NODE_FAILURE): "it has one node"}
 
-    Tests of these are skipped; the table of coverage (``pytest --fault-table FILE``) shows the reason. A method of
+    Tests of these are skipped; the table of coverage (``pytest --fault-table=FILE``) shows the reason. A method of
     `BatchSystem` that is missing for another test is a failure of that test. ``--kills 200 --in-flight 100``
     makes a long campaign of the test that kills the service.
     """
