@@ -260,3 +260,9 @@ def test_the_next_step_of_every_state_is_a_sentence() -> None:
     for state in NEXT:
         job = evolve(failed(S.STAGE_IN_FAILED, "x"), state=state, failed_state=None)
         assert "{" not in next_step(job)
+
+
+def test_an_advice_holds_also_where_nothing_follows_it() -> None:
+    texts = {each.kind: each.todo for each in FAILURES} | {state.value: text for state, text in NEXT.items()}
+    assert [] == [name for name, text in texts.items() if "below" in text]
+    assert "edgecore job {id}" in texts["application"]

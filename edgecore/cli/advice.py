@@ -214,7 +214,7 @@ _SUBMITTING: Final = (
     ),
 )  # fmt: skip
 
-_LOOK: Final = "Look at what it printed, below"
+_LOOK: Final = "Look at what it printed, which edgecore job {id} shows"
 _EXECUTION: Final = (
     Failure(
         kind="memory", step=_S.EXECUTION_FAILED, words=r"out[ _-]?of[ _-]?memory|\boom\b", who=_SUBMITTER,
