@@ -78,11 +78,13 @@ def run(
     directory: Path | None = None,
     stdin: bytes = b"",
     unwanted: Callable[[], bool] = lambda: False,
+    ending_s: float = 0.0,
 ) -> CommandResult:
     """Run a command to its end or its time limit; the environment is built, never inherited.
 
     Raises CommandNotFound, and ActionStopped once *unwanted*, which is asked now and then, says so; the
-    command is killed then. A non-zero exit code is an answer, not an error.
+    command is killed then. Before a command is killed it is asked to end, by SIGTERM, where it is given
+    *ending_s* seconds for that. A non-zero exit code is an answer, not an error.
     """
     begun = time.monotonic()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, _stdin(stdin) as given:
@@ -91,7 +93,7 @@ def run(
             exit_code = _wait(process, timeout_s, unwanted)
         finally:
             if process.returncode is None:
-                _kill_group(process)
+                _kill_group(process, ending_s)
         return CommandResult(
             arguments=tuple(arguments),
             exit_code=exit_code,
@@ -186,8 +188,15 @@ def _content(file: IO[bytes]) -> bytes:
     return file.read(_OUTPUT_LIMIT_BYTES)
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+def _kill_group(process: subprocess.Popen[bytes], ending_s: float) -> None:
+    try:
+        if ending_s:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            with _watched(process) as ends_within:
+                ends_within(ending_s)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the kernel: leave it behind
         process.wait(_DYING_S)

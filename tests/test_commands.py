@@ -238,6 +238,20 @@ def test_a_command_that_nobody_wants_any_more_is_killed_with_all_its_group(tmp_p
     wait_for(lambda: all(ended(pid) for pid in pids))
 
 
+@pytest.mark.slow
+def test_a_command_may_be_asked_to_end_before_it_is_killed(tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    asked = tmp_path / "asked"
+    stubborn = f"(trap '' TERM; sh -c 'echo $PPID' >{note}; sleep 600; sleep 600)"
+    script = f"trap 'touch {asked}; exit 1' TERM; {stubborn} & wait"
+    begun = time.monotonic()
+    with pytest.raises(ActionStopped):
+        shell(script, unwanted=lambda: note.exists() and bool(note.read_text()), ending_s=60)
+    assert time.monotonic() - begun < 30
+    assert asked.exists()
+    wait_for(lambda: ended(int(note.read_text())))
+
+
 def test_a_command_that_has_ended_is_answered_although_nobody_wants_it_now() -> None:
     assert (0, b"done\n") == (
         *((result := shell("echo done", unwanted=lambda: True)).exit_code, result.output),
