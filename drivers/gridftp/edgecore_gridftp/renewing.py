@@ -3,7 +3,7 @@
 ``myproxy-logon`` does the talking, in one of three ways: with a passphrase from a file; with our own certificate and
 the proxy that we still have, which must not have expired; or with our own certificate alone, where the server trusts
 it so far. What it brings is judged before it takes the place of the old proxy, in one step: who uses
-the file meanwhile sees the one or the other.
+the file meanwhile sees the one or the other. A signal to stop ends the tool first, and leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -12,26 +12,29 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
 from attrs import frozen
 
 from edgecore import commands
 from edgecore.certificates import Judgement, judge, utc
-from edgecore.errors import EdgeError
+from edgecore.errors import ActionStopped, EdgeError
 
 __all__ = ["NotRenewed", "Request", "advice_on", "logon_command", "main", "renew"]
 
 _PROGRAM: Final = "edgecore-myproxy-renew"
 _TOOL: Final = "myproxy-logon"
 _FILE: Final = "EDGECORE_CREDENTIAL_FILE"
+_STOPS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _NOWHERE: Final = "/nonexistent"
 _LEFT_OVER_S: Final = 3600.0
 _LONGEST_PASSPHRASE: Final = 1024
@@ -92,10 +95,17 @@ class Request:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Renew as the command line says; return the exit code: 0, or 1 with the reason on standard error."""
+    """Renew as the command line says; return the exit code: 0, or 1 with the reason on standard error.
+
+    A signal to stop is 128 and its number, as in a shell.
+    """
     request = _parsed(arguments)
     try:
-        found = renew(request)
+        with _told_to_stop() as told:
+            found = renew(request, unwanted=lambda: bool(told))
+    except ActionStopped:
+        sys.stderr.write(f"{_PROGRAM}: stopped by {told[0].name}; {request.file} is as it was\n")
+        return 128 + told[0]
     except EdgeError as error:
         sys.stderr.write(f"{_PROGRAM}: {error}\n")
         return 1
@@ -103,17 +113,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def renew(request: Request) -> Judgement:
-    """Put a new proxy into the place of the old one, and say what it is. Raises NotRenewed, CommandNotFound."""
+@contextmanager
+def _told_to_stop() -> Iterator[list[signal.Signals]]:
+    """Give the signals to stop that came, instead of dying of them while the tool runs; on the main thread.
+
+    What is ignored stays so: who started us under nohup does not want us to end with the terminal.
+    """
+    told: list[signal.Signals] = []
+
+    def heard(number: int, _: FrameType | None) -> None:
+        told.append(signal.Signals(number))
+
+    stops = [each for each in _STOPS if signal.getsignal(each) is not signal.SIG_IGN]
+    former = [(each, signal.signal(each, heard)) for each in stops]
+    try:
+        yield told
+    finally:
+        for each, handler in former:
+            signal.signal(each, handler)
+
+
+def renew(request: Request, unwanted: Callable[[], bool] = lambda: False) -> Judgement:
+    """Put a new proxy into the place of the old one, and say what it is.
+
+    Raises NotRenewed, CommandNotFound, and ActionStopped once *unwanted* says so, with the old proxy in its place.
+    """
     target = Path(os.path.realpath(request.file))
     try:
         with _own_directory(target) as directory:
-            return _renew(request, target, directory / "proxy")
+            return _renew(request, target, directory / "proxy", unwanted)
     except OSError as error:
         raise NotRenewed(f"cannot put a new proxy into {target.parent}: {error.strerror}") from error
 
 
-def _renew(request: Request, target: Path, fresh: Path) -> Judgement:
+def _renew(request: Request, target: Path, fresh: Path, unwanted: Callable[[], bool]) -> Judgement:
     old, asked = judge(target), f"{request.user} at {request.server}:{request.port}"
     with_old = not old.reason(_now()) and old.is_proxy
     result = commands.run(
@@ -121,6 +154,7 @@ def _renew(request: Request, target: Path, fresh: Path) -> Judgement:
         timeout_s=request.timeout_s,
         environment=_environment(request),
         stdin=_passphrase(request.passphrase_file),
+        unwanted=unwanted,
     )
     if result.exit_code != 0:
         complaint = result.complaint()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ from testbed.proxies import write_proxy
 from edgecore.certificates import judge
 from edgecore.models import JobState as S
 from edgecore.models import SiteContext
+from edgecore.processes import process_start
 from edgecore.reader import Reader
 from edgecore.testing.site import DEADLINE_S
 
@@ -250,6 +253,31 @@ def test_a_service_knows_the_tool_of_a_killed_renewal_by_its_mark(
     ]
     assert 1 == main(given)
     assert "/the/store\n" == (tmp_path / "mark").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_renewal_that_is_told_to_stop_ends_its_tool_and_leaves_all_as_it_was(
+    tmp_path: Path, tool: Path, number: signal.Signals
+) -> None:
+    old, note = write_proxy(tmp_path / "proxy", 600), tmp_path / "pid"
+    before = old.read_bytes()
+    tool.write_text(f'#!/bin/sh\necho half >"${{10}}"\necho $$ >{note}\nexec sleep 600\n')
+    given = ["--server", "localhost:1", "--user", "x", "--file", str(old), "--certificate", "/c"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgecore_gridftp.renewing", *given], stderr=subprocess.PIPE
+    )
+    try:
+        wait_for(lambda: note.exists() and note.read_text().endswith("\n"), DEADLINE_S)
+        process.send_signal(number)
+        _, words = process.communicate(timeout=DEADLINE_S)
+    finally:
+        process.kill()
+    assert f"stopped by {number.name}; {old} is as it was" in words.decode()
+    assert 128 + number == process.returncode
+    assert process_start(int(note.read_text())) is None
+    assert before == old.read_bytes()
+    assert {"bin", "proxy", "pid"} == set(os.listdir(tmp_path))
 
 
 # --------------------------------------------------------------------------------- on the server
