@@ -4,7 +4,8 @@ Each credential of the site's file is looked at now and then, and at every momen
 by the clock. Before it expires, the operator's command is run that puts a new one in its place: one run at a
 time, ever less often while it fails, and never because it has just succeeded. Only the file says whether it
 did. Transfers that need a credential which cannot be used wait, and nothing else does; they go on
-by themselves, and no job is blamed for what failed by it.
+by themselves, and no job is blamed for what failed by it, unless its time is up meanwhile. Outside, people learn
+which credential it is and until when it lasts; paths and what the command said stay here.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 from attrs import define, field, frozen
@@ -31,12 +32,16 @@ from edgecore.errors import (
     ConfigurationError,
     EdgeError,
     Problem,
+    StoreError,
     TransferInterrupted,
     TransferRefused,
 )
 from edgecore.graph import WAITS, Outcome, Postponed
-from edgecore.models import Job, WarningMessage
-from edgecore.workplace import program_mark
+from edgecore.models import Intent, Job, JobState, WarningMessage
+from edgecore.processes import end_all
+from edgecore.store import Change
+from edgecore.warned import Warned
+from edgecore.workplace import program_mark, programs_of, too_late
 
 __all__ = ["Credential", "CredentialWatch", "Credentials", "open_credentials", "watch_credentials"]
 
@@ -46,6 +51,10 @@ _MINUTE_US: Final = 60_000_000
 _SETTLES_S: Final = 0.5
 """A file that cannot be used is looked at again after so long: somebody may be writing it."""
 _LEAST_PAUSE_S: Final = 0.01
+_ENDING_S: Final = 5.0
+"""How long a command that renews has to put things in order when it is ended."""
+_NAME: Final = "EDGECORE_CREDENTIAL"
+"""Tells the command which credential it renews; by this its processes are known, too."""
 
 
 @define(eq=False)
@@ -70,6 +79,11 @@ class Credential:
     def reason(self) -> str:
         """Say why it cannot be used now; empty where it can."""
         return self.seen.reason(self.clock.now())
+
+    def hint(self) -> str:
+        """Say why it cannot be used to people outside, who learn of no path here."""
+        trouble = bool(self.seen.trouble)
+        return "the operators of this site are told why" if trouble else self.seen.reason(self.clock.now())
 
     def left_s(self) -> float:
         """Return for how many seconds more it can be used; 0 where it cannot."""
@@ -96,9 +110,16 @@ class Credentials:
             if prefix in credential.table.needed_by:
                 if look:
                     credential.look()
-                if reason := credential.reason():
-                    return f"the credential {credential.table.name}, which cannot be used: {reason}"
+                if credential.reason():
+                    return (
+                        f"the credential {credential.table.name}, which cannot be used: {credential.hint()}"
+                    )
         return ""
+
+    def kept_too_long(self, job: Job, now: int) -> str:
+        """Say that a job's time is up while it waits to begin; empty where it is not, or waits for something else."""
+        waits = job.state is JobState.CREATED and job.intent is Intent.RUN
+        return too_late(job, now) if waits and self.missing(job.definition.input_url) else ""
 
     def awaited(
         self, action: Callable[[Job], Outcome], url: Callable[[Job], str | None]
@@ -162,10 +183,14 @@ class CredentialWatch:
     alarms: Alarms
     environment: Mapping[str, str]
     """Of the command that renews."""
-    expiring: Callable[[Credential, str], None]
-    """Hears in words, once, that it expires soon and has not been renewed."""
+    marks: Collection[bytes]
+    """What of it only such commands of this service carry, besides the credential's name."""
+    expiring: Callable[[Credential, str, str], None]
+    """Hears, once, that it expires soon and has not been renewed: in words for us, and in words for outside."""
     usable: Callable[[], None]
     """Called at every look that finds it usable, so that nobody waits in vain."""
+    unusable: Callable[[], None]
+    """Called at every look that finds it unusable, so that nobody waits for too long."""
     backoff: Backoff = field(factory=Backoff)
     _failures: int = field(init=False, default=0)
     _complaint: str = field(init=False, default="")
@@ -271,7 +296,7 @@ class CredentialWatch:
         """Run the operator's command; return its complaint, or nothing. Raises ActionStopped."""
         table = self._table
         named = {
-            "EDGECORE_CREDENTIAL": table.name,
+            _NAME: table.name,
             "EDGECORE_CREDENTIAL_FILE": str(table.file),
             "EDGECORE_CREDENTIAL_KEY": str(table.key or table.file),
         }
@@ -281,12 +306,20 @@ class CredentialWatch:
                 timeout_s=table.renew_timeout_s,
                 environment={**self.environment, **named},
                 unwanted=self._stop.is_set,
+                ending_s=_ENDING_S,
             )
         except ActionStopped:
+            self._end_rest()
             raise
         except (EdgeError, OSError) as error:
             return str(error)
+        if result.timed_out:
+            self._end_rest()
         return result.complaint() if result.exit_code != 0 else ""
+
+    def _end_rest(self) -> None:
+        """End what a command that was ended has started in process groups of their own."""
+        end_all([*self.marks, os.fsencode(f"{_NAME}={self._table.name}")])
 
     # ------------------------------------------------------------------------------ telling
 
@@ -300,17 +333,20 @@ class CredentialWatch:
             who = ", ".join(self._table.needed_by)
             waits = f"; what needs it waits ({who})" if who else ""
             self.alarms.raise_once(unusable, f"it cannot be used: {reason}{waits}{last}")
+            self.unusable()
             return
         self.alarms.clear(unusable, f"it can be used again, until {utc(seen.expires)}")
         self.usable()
         if seen.expires - now > self._table.warn_minutes * _MINUTE_US:
             self.alarms.clear(expiry, f"it now expires at {utc(seen.expires)}")
             return
-        words = f"{self._table.file} expires at {utc(seen.expires)} and was not renewed{last}"
+        not_renewed = f"expires at {utc(seen.expires)} and was not renewed"
+        words = f"{self._table.file} {not_renewed}{last}"
         self.alarms.raise_once(expiry, words)
         if self._announced != seen.expires:
             self._announced = seen.expires
-            self.expiring(self.credential, words)
+            tried = "; the last renewal failed" if self._complaint else ""
+            self.expiring(self.credential, words, f"the credential {name} {not_renewed}{tried}")
 
     def _pause_s(self) -> float:
         """Return seconds until something can change by the clock, or the files are to be looked at again."""
@@ -332,9 +368,12 @@ def watch_credentials(
     credentials: Credentials, config: SiteConfig, engine: Engine, listeners: Listeners
 ) -> Iterator[CredentialWatch]:
     """Return what watches each credential of a service; listeners and the status queue hear of what expires."""
+    warned = Warned(config.store.with_name(f"{config.store.name}.warned"))
 
-    def expiring(credential: Credential, words: str) -> None:
+    def expiring(credential: Credential, words: str, outside: str) -> None:
         name, expires = credential.table.name, credential.seen.expires
+        if warned.of(name) == expires:
+            return  # a former service has said so
         listeners.credential_expiring(name=name, expires=expires, message=words)
         warning = WarningMessage(
             warning="credential_expiring",
@@ -342,10 +381,24 @@ def watch_credentials(
             name=name,
             expires=iso(expires),
             time=iso(credential.clock.now()),
-            message=words,
+            message=outside,
         )
-        written = engine.store.reply(serial.to_json(warning), None)
-        written.add_done_callback(lambda _: engine.on_commit())
+        try:
+            engine.store.reply(serial.to_json(warning), None).result()
+        except StoreError as error:
+            log.warning("credential %s: nobody outside is told that it expires: %s", name, error)
+            return
+        engine.on_commit()
+        warned.note(name, expires)
+
+    def unusable() -> None:
+        for job in list(engine.jobs.values()):
+            if credentials.kept_too_long(job, engine.clock.now()):
+                engine.change(job, give_up)
+
+    def give_up(job: Job) -> Change | None:
+        words = credentials.kept_too_long(job, engine.clock.now())
+        return engine.graph.give_up(job, engine.graph.steps[job.state].failed, words) if words else None
 
     # A service that was killed leaves its command behind; the next one knows it by this mark, and ends it.
     environment = {**config.context.environment, **program_mark(config.store)}
@@ -354,7 +407,9 @@ def watch_credentials(
             credential=credential,
             alarms=engine.alarms,
             environment=environment,
+            marks=programs_of(config.store),
             expiring=expiring,
             usable=engine.reconsider,
+            unusable=unusable,
             backoff=engine.backoff,
         )

@@ -516,7 +516,7 @@ class WarningMessage:
     time: str
     """ISO 8601, UTC."""
     message: str
-    """The same in words, with why it was not renewed."""
+    """The same in words, and whether its renewal failed."""
 
 
 def printable(text: str) -> str:

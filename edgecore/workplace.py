@@ -16,7 +16,7 @@ from edgecore.config import SiteConfig
 from edgecore.errors import ActionFailed
 from edgecore.models import Application, Job
 
-__all__ = ["Workplace", "program_mark", "programs_of"]
+__all__ = ["Workplace", "program_mark", "programs_of", "too_late"]
 
 _PROGRAM_OF: Final = "EDGECORE_PROGRAM_OF"
 
@@ -29,6 +29,14 @@ def programs_of(store: Path) -> tuple[bytes]:
 def program_mark(store: Path) -> Mapping[str, str]:
     """Return that part of their environment."""
     return {_PROGRAM_OF: str(store)}
+
+
+def too_late(job: Job, now: int) -> str:
+    """Say that a job is not to be submitted any more at a time (microseconds UTC); empty where it still is."""
+    if job.definition.not_after is None:
+        return ""
+    limit = microseconds(datetime.fromisoformat(job.definition.not_after))
+    return f"it was not to be submitted after {iso(limit)}" if now > limit else ""
 
 
 @frozen(kw_only=True)
@@ -82,8 +90,5 @@ class Workplace:
 
     def check_in_time(self, job: Job) -> None:
         """Raise ActionFailed when it is too late for the job."""
-        if job.definition.not_after is None:
-            return
-        limit = microseconds(datetime.fromisoformat(job.definition.not_after))
-        if self.clock.now() > limit:
-            raise ActionFailed(f"it was not to be submitted after {iso(limit)}")
+        if words := too_late(job, self.clock.now()):
+            raise ActionFailed(words)

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from testbed.proxies import place_file, proxy_pem, write_proxy
 from edgecore import serial
 from edgecore.alarms import Alarms
 from edgecore.backoff import Backoff
-from edgecore.certificates import judge
+from edgecore.certificates import judge, utc
 from edgecore.cli.waiting import waits_for
 from edgecore.clock import Clock, iso
 from edgecore.config import CredentialTable, MetricsTable
@@ -30,11 +31,12 @@ from edgecore.credentials import Credential, CredentialWatch, open_credentials
 from edgecore.doctor.credentials import credential_checks
 from edgecore.errors import ConfigurationError, TransferInterrupted, TransferRefused
 from edgecore.hookspecs import Lifecycle, hookimpl
+from edgecore.models import Intent, TransferProgress, TransferReport, WarningMessage
 from edgecore.models import JobState as S
-from edgecore.models import TransferProgress, TransferReport, WarningMessage
 from edgecore.processes import process_start
 from edgecore.reader import Reader
 from edgecore.testing.site import DEADLINE_S
+from edgecore.warned import Warned
 
 HOUR_S = 3600.0
 
@@ -61,7 +63,8 @@ class Watched:
     clock: SetClock = field(factory=SetClock)
     raised: list[tuple[str, str]] = field(factory=list)
     cleared: list[str] = field(factory=list)
-    announced: list[str] = field(factory=list)
+    announced: list[tuple[str, str]] = field(factory=list)
+    """In words for operators, and in words for people outside."""
     let_go: int = 0
     watch: CredentialWatch = field(init=False)
 
@@ -99,9 +102,11 @@ class Watched:
         self.watch = CredentialWatch(
             credential=Credential(table, self.clock),
             alarms=Alarms(self),
-            environment={"PATH": "/usr/bin:/bin"},
-            expiring=lambda credential, words: self.announced.append(words),
+            environment={"PATH": "/usr/bin:/bin", "WATCHED": str(self.directory)},
+            marks=[os.fsencode(f"WATCHED={self.directory}")],
+            expiring=lambda credential, *words: self.announced.append(words),
             usable=usable,
+            unusable=lambda: None,
             backoff=Backoff(first_s=10, longest_s=100),
         )
 
@@ -173,7 +178,11 @@ def test_people_are_told_of_what_expires_soon_with_the_last_words_of_the_command
     ((subject, words),) = watched.raised
     assert EXPIRY == subject
     assert "was not renewed; the last renewal: renew.sh ended with exit code 1: no route to server" in words
-    assert [words] == watched.announced
+    ((inside, outside),) = watched.announced
+    assert words == inside
+    assert str(watched.file) in inside
+    until = utc(watched.watch.credential.seen.expires)
+    assert f"the credential grid expires at {until} and was not renewed; the last renewal failed" == outside
     watched.look(60)
     assert 1 == len(watched.announced) == len(watched.raised)
 
@@ -294,6 +303,27 @@ def test_a_watch_that_stops_ends_the_command(watched: Watched) -> None:
     assert [] == watched.raised
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_command_that_is_ended_may_put_things_in_order_and_leaves_nothing_running(
+    watched: Watched, stopped: bool
+) -> None:
+    here = watched.directory
+    script = f"trap 'touch {here}/in-order; exit 1' TERM; setsid sh -c 'echo $$ >{here}/pid; exec sleep 600' & wait"
+    watched.begin(lasts_s=20 * 60, script=script, renew_timeout_s=3600 if stopped else 1)
+    thread = watched.watch.start()
+    wait_for(lambda: (here / "pid").exists() and (here / "pid").read_text().endswith("\n"), 20)
+    if stopped:
+        watched.watch.stop()
+    else:
+        wait_for(lambda: bool(watched.raised), 20)
+        watched.watch.stop()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert (here / "in-order").exists()
+    assert process_start(int((here / "pid").read_text())) is None
+
+
 def test_nothing_is_looked_at_without_need(watched: Watched) -> None:
     watched.begin(lasts_s=2 * HOUR_S, script="exit 1", look_s=3600)
     watched.look()
@@ -408,6 +438,30 @@ def test_output_waits_too_and_why_the_job_failed_is_not_forgotten(edge: Edge, pr
 
 
 @pytest.mark.slow
+def test_a_job_whose_time_is_up_while_it_waits_for_a_credential_ends(edge: Edge, proxy: Path) -> None:
+    edge.start()
+    limit = datetime.now(UTC) + timedelta(seconds=1)
+    edge.send("late", **without_file(edge, "late"), not_after=limit.isoformat())
+    edge.send("held", **without_file(edge, "held"), not_after=limit.isoformat())
+    edge.send("patient", **without_file(edge, "patient"))
+    edge.until(lambda: "waits for the credential" in edge.job("late").message)
+    edge.ask("hold", "held")
+    edge.until(lambda: edge.job("held").intent is Intent.HELD)
+    failed = edge.wait("late", S.STAGE_IN_FAILED)
+    assert datetime.now(UTC) > limit
+    assert "it was not to be submitted after" in failed.message
+    edge.wait("late", S.JOB_FAILED)
+    edge.until(lambda: "waits for the credential" in edge.job("patient").message)
+    assert S.CREATED is edge.job("held").state
+    edge.ask("release", "held")
+    edge.wait("held", S.JOB_FAILED)
+    write_proxy(proxy)
+    edge.wait("patient", S.JOB_FINISHED)
+    assert edge.transfer is not None
+    assert 1 == len(edge.transfer.fetched)
+
+
+@pytest.mark.slow
 def test_a_job_that_waits_can_be_cancelled_and_survives_a_restart(edge: Edge, proxy: Path) -> None:
     edge.start()
     for name in ("job", "other"):
@@ -493,8 +547,37 @@ def test_what_expires_soon_is_told_to_listeners_and_where_status_goes(edge: Edge
     warning = serial.structure(WarningMessage, json.loads(message.body), source="test")
     ((name, expires, words),) = listener.heard
     assert ("grid", "credential_expiring", "testsite") == (name, warning.warning, warning.site)
-    assert (iso(expires), words) == (warning.expires, warning.message)
+    assert iso(expires) == warning.expires
+    assert str(proxy) in words
+    assert f"the credential grid expires at {utc(expires)} and was not renewed" == warning.message
     assert "balsam_job_status" == message.key
+
+
+@pytest.mark.slow
+def test_what_was_told_once_is_told_again_only_when_it_changes(edge: Edge, proxy: Path) -> None:
+    write_proxy(proxy, 600)
+    listener = Announced()
+    edge.plugins.append(listener)
+    for heard, lasts_s in ((1, 600), (1, 600), (2, 900)):
+        if lasts_s != 600:
+            write_proxy(proxy, lasts_s)
+        edge.heard.alarms.clear()
+        edge.start()
+        edge.wait_alarm("expiry of credential grid")
+        edge.until(lambda heard=heard: len(edge.broker.sent) >= heard)  # type: ignore[misc]
+        edge.stop()
+        assert heard == len(listener.heard) == len(edge.broker.sent)
+
+
+def test_a_memory_of_warnings_that_cannot_be_read_or_written_only_lets_us_warn_again(tmp_path: Path) -> None:
+    for content in ("rubbish", "[1]", '{"grid": "soon"}', "[" * 50_000):
+        (tmp_path / "warned").write_text(content)
+        assert Warned(tmp_path / "warned").of("grid") is None
+    warned = Warned(tmp_path / "warned")
+    warned.note("grid", 1)
+    warned.note("other", 2)
+    assert (1, 2, None) == (warned.of("grid"), warned.of("other"), warned.of("third"))
+    Warned(tmp_path / "nowhere" / "warned").note("grid", 1)
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ LAYERS: Final = (
         "alarms",
         "loop",
     },
-    {"relays", "layers", "settings", "rows", "desk", "manifest", "progress"},
+    {"relays", "layers", "settings", "rows", "desk", "manifest", "progress", "warned"},
     {"drivers", "applications", "reader", "store"},
     {"config", "graph"},
     {"engine"},
