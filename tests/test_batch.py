@@ -273,6 +273,22 @@ def test_an_execution_that_lost_its_token_to_a_requeue_says_nothing_about_the_en
 
 
 @pytest.mark.slow
+def test_an_execution_that_lost_its_token_abstains_although_the_other_has_ended(bench: Bench) -> None:
+    text = "echo >>begun; n=$(wc -c <begun); while [ ! -e go.$((n)) ]; do sleep 0.01; done; exit 0"
+    bench = bench.with_values(restartable=True, command=application(text))
+    begun = bench.values.data / "begun"
+    with started(bench) as first:
+        eventually(lambda: begun.exists() and begun.stat().st_size == 1)
+        with started(bench) as second:
+            eventually(lambda: begun.stat().st_size == 2)
+            (bench.values.data / "go.2").touch()
+            assert 0 == second.wait(DEADLINE_S)
+        (bench.values.data / "go.1").touch()
+        assert ABSTAINED == first.wait(DEADLINE_S)
+    assert ["ended.0"] == bench.tokens()
+
+
+@pytest.mark.slow
 def test_an_execution_that_was_stopped_meanwhile_leaves_a_note_and_exits_75(bench: Bench) -> None:
     text = "echo; while [ ! -e go ]; do sleep 0.01; done"
     bench = bench.with_values(command=application(text))
