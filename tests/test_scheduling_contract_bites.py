@@ -180,8 +180,10 @@ class FindsTheLiving(FakeScheduling):
 
 CONTRACT: Final = """
 import pytest
-from edgecore.testing import SchedulingContract
+from edgecore.testing import SchedulingContract, hook_faults
 from edgecore.testing.fake import FakeBatchSystem, PlainDialect
+
+hook_faults.DEADLINE_S = 4.0  # what a careless driver leaves behind stays: a long wait finds no more
 
 class TestCareless(SchedulingContract):
     driver = "{driver}"
