@@ -84,7 +84,10 @@ class Actions:
                     instant=self._no_input,
                 ),
                 S.STAGED_IN: Step(
-                    lane="processing", action=self._each(self._preprocess), failed=S.PREPROCESS_FAILED
+                    lane="processing",
+                    action=self._each(self._preprocess),
+                    failed=S.PREPROCESS_FAILED,
+                    instant=self._no_preprocess,
                 ),
                 S.PREPROCESSED: Step(
                     lane="submitting",
@@ -266,6 +269,18 @@ class Actions:
 
     # ------------------------------------------------------------------------ processing
 
+    def _no_preprocess(self, job: Job) -> Job | None:
+        """Plan a job at once where neither a program of the operator nor a file of the user has a say in it."""
+        definition, application = job.definition, self.catalogue(job.definition.application)
+        if application is None or application.preprocess or application.config_script:
+            return None
+        if definition.config_file or definition.scheduler_config or definition.not_after:
+            return None
+        try:
+            return self._planned(job, application, None)
+        except DefinitionError:  # the action says why
+            return None
+
     def _preprocess(self, job: Job) -> Change:
         self._place.check_in_time(job)
         application = self._place.application(job)
@@ -273,6 +288,10 @@ class Actions:
         if application.preprocess:
             self._script(job, application, application.preprocess)
         arguments = self._arguments(job, application, data) if application.config_script else None
+        return Change(job, (self._planned(job, application, arguments),))
+
+    def _planned(self, job: Job, application: Application, arguments: tuple[str, ...] | None) -> Job:
+        data = batch.data_directory(self.config.work_directory, job.id)
         try:
             plan = applications.make_plan(
                 application, job.definition, data, self.config.scheduling.options, arguments=arguments
@@ -281,7 +300,7 @@ class Actions:
             if error.__cause__ is not None:
                 log.warning("job %d cannot be prepared: %s", job.id, error.__cause__, extra=about(job))
             raise
-        return Change(job, (job.moved(S.PREPROCESSED, self.clock.now(), plan=plan),))
+        return job.moved(S.PREPROCESSED, self.clock.now(), plan=plan)
 
     def _arguments(self, job: Job, application: Application, data: Path) -> tuple[str, ...]:
         """Let the operator's config_script build the argument list from the user's file."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Final, Protocol
@@ -91,6 +91,8 @@ class Engine:
     _writes: int = field(init=False, default=0)
     """How many changes were handed to the store and not heard of again."""
     _running: dict[str, Lane[_Task]] = field(init=False, factory=dict)
+    _leaving: dict[tuple[str, Hashable], tuple[int, list[_Task]]] = field(init=False, factory=dict)
+    """What goes to the lanes when all jobs of an event are decided about: lane and key -> how many at once, tasks."""
     _stopping: threading.Event = field(init=False, factory=threading.Event)
     _look_again: set[int] = field(init=False, factory=set)
     _kept_out: dict[int, str] = field(init=False, factory=dict)
@@ -118,10 +120,24 @@ class Engine:
 
     # ------------------------------------------------------------- called from any thread
 
-    def add(self, jobs: Iterable[Job], *, new: bool = False) -> None:
-        """Take jobs that are in the store and that this engine does not know yet; tell of *new* ones."""
+    def add(self, jobs: Iterable[Job]) -> None:
+        """Take jobs that are in the store and that this engine does not know yet."""
         taken = list(jobs)
-        self._loop.put(lambda: self._add(taken, new))
+        self._loop.put(lambda: self._add(taken))
+
+    def begun(self, job: Job) -> Change:
+        """Return the change that makes a new job, and moves it on as far as there is nothing to do."""
+        path = [job]
+        for moved in self._instant_path(job):
+            if not self._allowed(Change(path[-1], (moved,))):
+                break
+            path.append(moved)
+        return Change(None, tuple(path))
+
+    def add_new(self, changes: Iterable[Change]) -> None:
+        """Take jobs that became durable by such changes, and tell of them."""
+        made = list(changes)
+        self._loop.put(lambda: self._add_new(made))
 
     def want(self, job_id: int, intent: Intent, *, revive: bool = False) -> Future[None]:
         """Note what the user wants of a job, and act on it; the answer is done when that is durable.
@@ -218,14 +234,18 @@ class Engine:
 
     # ------------------------------------------------------- decisions, on the loop's thread
 
-    def _add(self, jobs: Sequence[Job], new: bool) -> None:
-        for job in jobs:
-            if job.id in self.jobs:
-                continue
+    def _add(self, jobs: Sequence[Job]) -> None:
+        unknown = [job for job in jobs if job.id not in self.jobs]
+        for job in unknown:
             self._keep(job)
-            if new:
+        self._dispatch(job.id for job in unknown)
+
+    def _add_new(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            self._keep(change.after)
+            for job in change.path:
                 self._tell(job)
-            self._dispatch(job.id)
+        self._dispatch(change.after.id for change in changes)
 
     def _tell(self, job: Job) -> None:
         log.info("job %d (%s): %s %s", job.id, job.name, job.state, job.message, extra=about(job))
@@ -261,7 +281,7 @@ class Engine:
         elif job.state in self.graph.watch.states:
             self._look([job_id])
         else:
-            self._dispatch(job_id)
+            self._dispatch([job_id])
 
     def _withdrawn(self, job: Job) -> bool:
         """Take a job out of the lane that it waits in; tell whether it waited."""
@@ -270,15 +290,19 @@ class Engine:
             step.key(job), lambda task: task.job.id == job.id
         )
 
-    def _dispatch(self, job_id: int) -> None:
-        """Decide what is next for a job that nothing works on; its trouble must be no other's."""
-        try:
-            self._go_on(job_id)
-        except Exception as error:
-            log.exception("job %d cannot go on", job_id, extra={"job": job_id})
-            self.alarms.raise_once(f"job {job_id}", f"it cannot go on: {error!r}")
-            self._busy.add(job_id)
-            self._again_later(job_id)
+    def _dispatch(self, job_ids: Iterable[int]) -> None:
+        """Decide what is next for jobs that nothing works on; the trouble of one must be no other's."""
+        for job_id in job_ids:
+            try:
+                self._go_on(job_id)
+            except Exception as error:
+                log.exception("job %d cannot go on", job_id, extra={"job": job_id})
+                self.alarms.raise_once(f"job {job_id}", f"it cannot go on: {error!r}")
+                self._busy.add(job_id)
+                self._again_later(job_id)
+        leaving, self._leaving = self._leaving, {}
+        for (lane, key), (largest, tasks) in leaving.items():
+            self._running[lane].put(tasks, key, largest)
 
     def _go_on(self, job_id: int) -> None:
         job = self.jobs.get(job_id)
@@ -300,15 +324,10 @@ class Engine:
         wait_us = job.due - self.clock.now()
         # A longer wait is never asked for: the clock was set back.
         if 0 < wait_us <= 2e6 * self.backoff.longest_s:
-            self._loop.after(wait_us / 1e6, lambda: self._dispatch(job.id))
+            self._loop.after(wait_us / 1e6, lambda: self._dispatch([job.id]))
             return
-        path: list[Job] = []
-        at = job
-        while at.state not in SETTLED and (moved := self._instantly(at)) is not None:
-            path.append(moved)
-            at = moved
-        if path:
-            self._write([Change(job, tuple(path))])
+        if path := self._instant_path(job):
+            self._write([Change(job, path)])
             return
         step = self.graph.steps[job.state]
         if missing := step.kept_out(job):
@@ -316,8 +335,8 @@ class Engine:
             return
         if self._kept_out.pop(job.id, None) or job.message.startswith(WAITS):
             self._waits_no_more(job)
+        self._leaving.setdefault((step.lane, step.key(job)), (step.largest, []))[1].append(_Task(step, job))
         self._busy.add(job.id)
-        self._running[step.lane].put([_Task(step, job)], step.key(job), step.largest)
 
     def _keep_out(self, job: Job, reason: str) -> None:
         """Let a job wait until `reconsider` is called, and note why."""
@@ -333,10 +352,17 @@ class Engine:
         self.store.note(job, message)
 
     def _let_in(self) -> None:
-        for job_id in list(self._kept_out):
-            if job_id not in self.jobs:
-                del self._kept_out[job_id]
-            self._dispatch(job_id)
+        for job_id in [job_id for job_id in self._kept_out if job_id not in self.jobs]:
+            del self._kept_out[job_id]
+        self._dispatch(list(self._kept_out))
+
+    def _instant_path(self, job: Job) -> tuple[Job, ...]:
+        """Return what a job comes to, one state after the other, where there is nothing to do."""
+        path: tuple[Job, ...] = ()
+        while job.state not in SETTLED and (moved := self._instantly(job)) is not None:
+            path = (*path, moved)
+            job = moved
+        return path
 
     def _instantly(self, job: Job) -> Job | None:
         """Return the job moved on where there is nothing to do; where that cannot be told, leave it to the action."""
@@ -412,17 +438,18 @@ class Engine:
             )
         if isinstance(error, StoreError):
             self.alarms.raise_once(STORE, str(error))
-        changes = []
+        changes, unchanged = [], []
         for task in tasks:
             job = self.jobs.get(task.job.id, task.job)
             outcome = outcomes.get(job.id)
             if outcome is None and isinstance(step, Step) and job.state is task.job.state:
                 outcome = self._outcome_of(error, step, job)
             if outcome is None:
-                self._busy.discard(job.id)
-                self._dispatch(job.id)
+                unchanged.append(job.id)
             else:
                 changes.append(self._postpone(job, outcome) if isinstance(outcome, Postponed) else outcome)
+        self._busy.difference_update(unchanged)
+        self._dispatch(unchanged)
         if changes:
             self._write(changes)
 
@@ -519,8 +546,7 @@ class Engine:
         for change in changes:
             self._busy.discard(change.after.id)
         self._committed(written)
-        for change in changes:
-            self._dispatch(change.after.id)
+        self._dispatch(change.after.id for change in changes)
 
     def _committed(self, changes: Sequence[Change]) -> None:
         self.on_commit()
@@ -539,7 +565,7 @@ class Engine:
 
         def free() -> None:
             self._busy.discard(job_id)
-            self._dispatch(job_id)
+            self._dispatch([job_id])
 
         self._loop.after(self.backoff.first_s, free)
 

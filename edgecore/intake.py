@@ -61,7 +61,7 @@ class _Taken:
     """A delivery on its way into the store."""
 
     delivery: Delivery
-    job: Job
+    change: Change
     written: Future[int]
     refusal: str = ""
 
@@ -196,13 +196,13 @@ class Intake:
         batch = self._begun.popleft()
         failure = next(filter(None, (item.written.exception() for item in batch.taken)), None)
         written = [item for item in batch.taken if item.written.exception() is None]
-        new = [item.job for item in written if item.written.result() == item.job.id]
+        new = [item.change for item in written if item.written.result() == item.change.after.id]
         for item in written:
-            if item.written.result() != item.job.id:
+            if item.written.result() != item.change.after.id:
                 known = item.written.result()
                 log.info("%s repeats job %d", self._source(item.delivery), known, extra={"job": known})
         self.engine.on_commit()
-        self.engine.add(new, new=True)
+        self.engine.add_new(new)
         accepted = [item.delivery for item in written if not item.refusal]
         accepted += self._carried_out(batch.asked, reader)  # after the jobs: one of them may be meant
         if accepted:
@@ -231,8 +231,8 @@ class Intake:
             # Equal bodies may be two jobs; only a delivery known to be a repetition is taken for one.
             identity = f"body\t{owner}\t{_digest(delivery.body)}"
             since = self._repeated_since(delivery)
-        job = self._new(owner, definition, JobState.CREATED, "")
-        return _Taken(delivery, job, self.store.take(identity, Change(None, (job,)), since=since))
+        change = self.engine.begun(self._new(owner, definition, JobState.CREATED, ""))
+        return _Taken(delivery, change, self.store.take(identity, change, since=since))
 
     def _repeated_since(self, delivery: Delivery) -> int:
         """Return since when an equal content, taken before, makes a delivery a repetition."""
@@ -254,10 +254,11 @@ class Intake:
             excerpt=delivery.body[:_EXCERPT_BYTES].decode("utf-8", "replace"),
         )
         since = self._repeated_since(delivery)
-        written = self.store.take(identity, Change(None, (job,)), since=since, rejection=rejection)
+        change = Change(None, (job,))
+        written = self.store.take(identity, change, since=since, rejection=rejection)
         if delivery.reply_to is not None and _permitted(delivery.reply_to):
             self.store.reply(serial.to_json(status_of(job, self.store.site)), delivery.reply_to)
-        return _Taken(delivery, job, written, reasons)
+        return _Taken(delivery, change, written, reasons)
 
     def _new(self, owner: str, definition: JobDefinition, state: JobState, message: str) -> Job:
         return Job(

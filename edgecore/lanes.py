@@ -49,11 +49,7 @@ class Lane(Generic[T]):
         """Queue *items*; those of equal *key* may be worked on together, *largest* at once."""
         with self._changed:
             self._waiting.setdefault(key, (deque(), largest))[0].extend(items)
-            # A thread that was woken and has not begun yet still counts as idle: it takes one, not two.
-            if len(self._waiting) > self._idle and self._threads < self._most:
-                self._start_thread()
-            else:
-                self._changed.notify()
+            self._call_one()
 
     def withdraw(self, key: Hashable, unwanted: Callable[[T], bool]) -> bool:
         """Take what is *unwanted* out of those of *key* that wait; tell whether any was there."""
@@ -67,6 +63,13 @@ class Lane(Generic[T]):
             else:
                 del self._waiting[key]
             return True
+
+    def _call_one(self) -> None:
+        # A thread that was woken and has not begun yet still counts as idle: it takes one group, not two.
+        if len(self._waiting) > self._idle and self._threads < self._most:
+            self._start_thread()
+        else:
+            self._changed.notify()
 
     def look_again(self) -> None:
         """Note that there may be more room now."""
@@ -117,6 +120,8 @@ class Lane(Generic[T]):
                 group = self._first()
                 if group:
                     self._at_work.extend(group)
+                    if self._waiting:
+                        self._call_one()
                     return group
                 self._idle += 1
                 self._changed.wait()

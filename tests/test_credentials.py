@@ -484,12 +484,14 @@ def test_a_job_that_waits_no_more_does_not_say_so_though_its_lane_is_full(edge: 
         edge.send(name, **without_file(edge, name))
         edge.until(lambda name=name: "waits for the credential" in edge.job(name).message)  # type: ignore[misc]
     edge.stop()
-    assert isinstance(edge.transfer, ScriptedTransfer)
-    edge.transfer.slow = True
+    transfer = edge.transfer
+    assert isinstance(transfer, ScriptedTransfer)
+    transfer.slow = True
     write_proxy(proxy)
     edge.start()
     edge.until(lambda: not any("waits for" in edge.job(name).message for name in ("first", "second")))
-    assert 1 == len(edge.transfer.fetched)
+    edge.until(lambda: len(transfer.fetched) > 0)
+    assert 1 == len(transfer.fetched)
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from edgecore.errors import TransferInterrupted, Veto
 from edgecore.models import Intent, Job, NativeState
 from edgecore.models import JobState as S
 from edgecore.reader import Reader
-from edgecore.store import Change
+from edgecore.store import Change, Store
 from edgecore.store_file import last_beat
 
 SLOW_RETRY = {"first_s": 600.0, "longest_s": 600.0}
@@ -64,6 +64,25 @@ def test_a_service_shows_that_it_moves_while_it_waits_works_and_drains(
     edge.balsam.stop()
     moves()
     edge.scheduling.may_look.set()
+
+
+def test_a_new_job_with_nothing_to_stage_or_prepare_becomes_durable_where_it_can_be_submitted(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[list[S]] = []
+    take = Store.take
+
+    def noting(store: Store, identity: str, change: Change, **more: Any) -> Any:
+        written.append([job.state for job in change.path])
+        return take(store, identity, change, **more)
+
+    monkeypatch.setattr(Store, "take", noting)
+    edge.start()
+    edge.send("plain")
+    send_with_input(edge, "staged")
+    edge.wait("plain", S.JOB_FINISHED)
+    assert [S.CREATED, S.STAGED_IN, S.PREPROCESSED] in written
+    assert [S.CREATED] in written
 
 
 # ------------------------------------------------------------------------------------ back-off

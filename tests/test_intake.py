@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from sites import Site, make_site, wait_for
@@ -17,7 +18,7 @@ from edgecore.control import Control
 from edgecore.drivers import Listeners, MessagingRelay
 from edgecore.engine import Engine
 from edgecore.errors import StoreUnusable
-from edgecore.graph import Graph, Watch
+from edgecore.graph import Graph, Step, Watch
 from edgecore.intake import Intake
 from edgecore.models import Intent, Job, JobDefinition, JobState
 from edgecore.reader import Reader
@@ -28,12 +29,12 @@ def _nothing(job: Job) -> None:
     return None
 
 
-def _cannot(*_: object) -> Change:
+def _cannot(*_: object) -> NoReturn:
     raise AssertionError("no step is taken here")
 
 
 _NO_GRAPH = Graph(
-    steps={},
+    steps={JobState.CREATED: Step(lane="none", action=_cannot, failed=JobState.STAGE_IN_FAILED)},
     watch=Watch(states=frozenset(), look=lambda jobs: {}, interval_s=60),
     cancelled=_nothing,
     give_up=_cannot,
@@ -43,8 +44,8 @@ _NO_GRAPH = Graph(
 class _Noting(Engine):
     """An engine that notes which jobs it is told of."""
 
-    def add(self, jobs: Iterable[Job], **_: object) -> None:
-        self.__dict__.setdefault("told", []).extend(jobs)
+    def add_new(self, changes: Iterable[Change]) -> None:
+        self.__dict__.setdefault("told", []).extend(change.after for change in changes)
 
 
 def _told(intake: Intake) -> list[Job]:

@@ -51,6 +51,12 @@ def make() -> Iterator[Make]:
         wait_for(lambda work=work: not work.lane.busy, 10)  # type: ignore[misc]
 
 
+def test_what_comes_together_goes_to_as_many_threads_as_there_are_groups(make: Make) -> None:
+    work = make(3)
+    work.lane.put(["a", "b", "c", "d", "e"], "x", 2)
+    assert [["a", "b"], ["c", "d"], ["e"]] == sorted(work.begun(3))
+
+
 def test_no_thread_is_started_before_there_is_work(make: Make) -> None:
     before = threading.active_count()
     work = make(4)

@@ -366,7 +366,9 @@ def test_a_member_whose_directory_cannot_be_made_does_not_spoil_its_group(edge: 
     for name in ("odd", "even"):
         edge.send(name)
         edge.wait(name, S.PREPROCESSED)
-    (batch.job_directory(edge.config.work_directory, edge.job("odd").id) / "run").write_text("in the way")
+    directory = batch.job_directory(edge.config.work_directory, edge.job("odd").id)
+    directory.mkdir(parents=True)
+    (directory / "run").write_text("in the way")
     edge.scheduling.open_gate.set()
     edge.wait("even", S.JOB_FINISHED)
 
