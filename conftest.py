@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+from testbed.sharing import share
 from testbed.slurm_fixtures import (
     slurm,
     slurm_accounting,
@@ -10,4 +12,17 @@ from testbed.slurm_fixtures import (
     slurm_strict,
 )
 
-__all__ = ["slurm", "slurm_accounting", "slurm_accounting_server", "slurm_server", "slurm_strict"]
+__all__ = [
+    "pytest_collection_modifyitems",
+    "slurm",
+    "slurm_accounting",
+    "slurm_accounting_server",
+    "slurm_server",
+    "slurm_strict",
+]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Sort what several processes share; a single one keeps the order of the files."""
+    if hasattr(config, "workerinput"):
+        share(items)
