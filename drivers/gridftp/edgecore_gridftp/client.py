@@ -21,7 +21,7 @@ from edgecore.commands import CommandNotFound, run
 from edgecore.errors import ActionStopped, TransferInterrupted
 from edgecore_gridftp.text import MISSING, complaint, copy_command, pair_list, trouble
 
-__all__ = ["PROGRAM", "Client", "Load", "local_url"]
+__all__ = ["PROGRAM", "Client", "Load", "goes_alone", "local_url"]
 
 PROGRAM: Final = "globus-url-copy"
 INSTALL: Final = "install globus-gass-copy-progs, or set PATH in [environment] set"
@@ -29,6 +29,7 @@ _LONGEST_S: Final = 30 * 86_400.0
 _TICK_S: Final = 0.2
 _LINE_LIMIT: Final = 400
 """A longer URL is cut off in the list that the client reads (at about 512 bytes), and not on its command line."""
+_OUT_OF_TURN: Final = frozenset({"-cc", "-concurrency", "-pp", "-pipeline"})
 
 
 @frozen(kw_only=True)
@@ -64,8 +65,16 @@ class Client:
         path = self.environment.get("PATH", os.defpath)
         self.program = shutil.which(PROGRAM, path=path) or ""
 
+    @property
+    def goes_in_turn(self) -> bool:
+        """Tell whether a file is always done before the next one is begun; the site's options may say otherwise."""
+        return _OUT_OF_TURN.isdisjoint(self.options)
+
     def carry(self, load: Load, tally: Tally, watch: Callable[[], None]) -> None:
-        """Carry it; *watch* is called about twice a second, and may raise. Raises TransferInterrupted, TransferRefused."""
+        """Carry it, and last what `goes_alone`; *watch* is called about twice a second, and may raise.
+
+        Raises TransferInterrupted, TransferRefused.
+        """
         if not self.program:
             raise TransferInterrupted(f"cannot {load.asked}: {PROGRAM} is not installed; {INSTALL}")
         command = copy_command(
@@ -78,13 +87,12 @@ class Client:
             target_subject=load.subjects[1],
             options=self.options,
         )
-        listed = [pair for pair in load.pairs if max(map(len, pair)) <= _LINE_LIMIT]
+        listed = [pair for pair in load.pairs if not goes_alone(pair)]
         with self._turn(tally):
             if listed:
                 self._run([*command, "-f", "/dev/stdin"], pair_list(listed), load.asked, tally, watch)
-            for pair in load.pairs:
-                if max(map(len, pair)) > _LINE_LIMIT:
-                    self._run([*command, *pair], b"", load.asked, tally, watch)
+            for pair in filter(goes_alone, load.pairs):
+                self._run([*command, *pair], b"", load.asked, tally, watch)
 
     def _run(
         self, command: Sequence[str], stdin: bytes, asked: str, tally: Tally, watch: Callable[[], None]
@@ -118,6 +126,11 @@ class Client:
             yield
         finally:
             self.turns.release()
+
+
+def goes_alone(pair: tuple[str, str]) -> bool:
+    """Tell whether two URLs do not fit into a list, and are carried by a process of their own."""
+    return max(map(len, pair)) > _LINE_LIMIT
 
 
 def local_url(opened: int) -> str:

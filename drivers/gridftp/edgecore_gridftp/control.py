@@ -181,11 +181,16 @@ class Control:
                 return found
         raise trouble(asked, f"{self.name} says nothing of it: {reply.words}")
 
-    def sizes(self, paths: Iterable[bytes]) -> Iterator[int]:
-        """Yield the sizes of files; 0 for what is not there."""
-        for reply in self.exchange(b"SIZE " + path for path in paths):
-            text = reply.lines[0].strip() if reply.lines else b""
-            yield int(text) if reply.code < _ERROR and text.isdigit() else 0
+    def entries(self, paths: Iterable[bytes]) -> Iterator[Entry | None]:
+        """Yield what stands at each path, as far as the server tells."""
+        for reply in self.exchange(b"MLST " + path for path in paths):
+            found = map(parse_entry, reply.lines if reply.code < _ERROR else ())
+            yield next((entry for entry in found if entry is not None), None)
+
+    @property
+    def tells_modes(self) -> bool:
+        """Tell whether modes stand in what the server says of files."""
+        return "unix.mode" in self.features.get("MLST", "").lower()
 
     def algorithm(self, preferred: str) -> str:
         """Return the checksum to compare: the preferred one, else the best that the server knows, else nothing."""

@@ -2,27 +2,29 @@
 
 Files go in batches. The client writes temporary files; what it says of its success is not believed: the server computes
 checksums of what it holds. A file that a former call had brought whole is only compared; a long one that broke off is
-continued, and written anew where that proves wrong.
+continued, and written anew where that proves wrong. Files are compared and renamed while the client goes on with others.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from attrs import Factory, define
+from attrs import Factory, define, field
 
 from edgecore.carrying import share
 from edgecore.errors import TransferInterrupted, TransferRefused
 from edgecore.trees import Directory, Parts, Plan, part_name, shown
-from edgecore_gridftp.client import Load
+from edgecore_gridftp.client import Load, goes_alone
 from edgecore_gridftp.control import Control
 from edgecore_gridftp.listing import list_directories
 from edgecore_gridftp.place import below
+from edgecore_gridftp.settling import carry_and_settle
 from edgecore_gridftp.sources import Opened, Source
 from edgecore_gridftp.text import Entry, is_missing, trouble
-from edgecore_gridftp.work import Piece, Trip, together
+from edgecore_gridftp.work import Piece, Trip
 
 __all__ = ["Delivery"]
 
@@ -124,18 +126,15 @@ class Delivery:
     # ------------------------------------------------------------------------------- files
 
     def _carry_batch(self, pieces: list[Piece]) -> None:
-        with self.source.opened(pieces) as opened:
-            with self.trip.control() as control:
-                todo = self._skip_right(control, opened, pieces)
+        with self.source.opened(pieces) as opened, self.trip.control() as control:
+            todo = self._skip_right(control, opened, pieces)
             for fresh in (False, True):
                 if not todo:
                     return
-                with self.trip.control() as control:
-                    self._write(control, opened, todo, fresh=fresh)
-                    wrong = self._wrong(control, opened, todo)
-                    opened.unchanged()
-                    self._publish(control, opened, [piece for piece in todo if piece not in wrong])
-                todo = wrong
+                self._make_ready(control, todo, fresh=fresh)
+                writing = _Writing(self.trip, control, opened, self.source.subject, todo)
+                carry_and_settle(writing, self.trip.tally)
+                todo = writing.wrong
             if todo:
                 raise TransferInterrupted(
                     f"{self._name(todo[0])} does not hold what its source holds; does the source change, or the disk fail?"
@@ -143,9 +142,6 @@ class Delivery:
 
     def _name(self, piece: Piece) -> str:
         return self.trip.name_of((*piece.parts, piece.file.name))
-
-    def _part(self, piece: Piece) -> bytes:
-        return below(self.trip.base, (*piece.parts, part_name(piece.file.name)))
 
     def _found(self, piece: Piece, name: str) -> Entry | None:
         return self.there[piece.parts].get(os.fsencode(name))
@@ -163,7 +159,7 @@ class Delivery:
         right, steps = list[Piece](), list[Step]()
         if self.trip.algorithm and same:
             opened.digest(same, self.trip.algorithm, self.trip.tally.beat)
-            held = self._digests(control, same, [piece.remote for piece in same])
+            held = _digests(self.trip, control, same, [piece.remote for piece in same])
             right = [piece for piece, digest in zip(same, held, strict=True) if digest == piece.digest]
         else:
             right = [piece for piece in same if self._has_time(piece, opened)]
@@ -182,94 +178,171 @@ class Delivery:
         found = self._found(piece, piece.file.name)
         return found is not None and found.changed_s == opened.described(piece)[1]
 
-    def _digests(self, control: Control, pieces: Sequence[Piece], paths: Sequence[bytes]) -> Iterator[str]:
-        names = dict(zip(paths, pieces, strict=True))
-        sizes = {path: piece.file.size_bytes for path, piece in names.items()}
-        return control.digests(self.trip.algorithm, sizes, lambda path: self._name(names[path]))
-
-    def _write(self, control: Control, opened: Opened, pieces: list[Piece], *, fresh: bool) -> None:
-        """Have every file brought to its temporary name."""
-        self.trip.tally.current = pieces[0].shown
+    def _make_ready(self, control: Control, pieces: list[Piece], *, fresh: bool) -> None:
+        """See from where each file is continued; remove the temporary files that are begun anew, and links there."""
+        old = list[Piece]()
         for piece in pieces:
             found = self._found(piece, part_name(piece.file.name))
-            if found is not None and found.link:  # somebody put a link there
-                control.do(f"remove {_shown(self._part(piece))}", b"DELE " + self._part(piece))
-                found = None
-            piece.start = 0 if found is None or fresh else self.trip.start(piece, found.size_bytes)
-        todo = [piece for piece in pieces if not piece.whole]
-        parts = [self._part(piece) for piece in todo]
+            held = 0 if found is None or found.link or fresh else found.size_bytes
+            piece.start = self.trip.start(piece, held)
+            if (found is not None or fresh) and not piece.start:
+                old.append(piece)
+        paths = [_part(self.trip, piece) for piece in old]
+        for path, reply in zip(paths, control.exchange(b"DELE " + path for path in paths), strict=True):
+            if reply.code >= _ERROR and not is_missing(reply.words):
+                raise trouble(f"remove {_shown(path)}", reply.words)
 
-        done = 0
+
+@define(eq=False)
+class _Writing:
+    """A batch on its way. Two threads look through one channel at what is there: who waits for the client, and who settles."""
+
+    trip: Trip
+    control: Control
+    opened: Opened
+    subject: str
+    """The name that the certificate of the source's server must have."""
+    todo: list[Piece]
+    wrong: list[Piece] = Factory(list)
+    """Whose temporary copy does not hold what the source holds."""
+    pieces: list[Piece] = field(init=False)
+    parts: dict[Piece, bytes] = field(init=False)
+    _carried: list[Piece] = field(init=False)
+    _begun: int = 0
+    """Which of these the client has begun, at least."""
+    _settled: int = 0
+    _lock: threading.Lock = field(factory=threading.Lock)
+
+    def __attrs_post_init__(self) -> None:
+        """Put the files in the order in which the client goes."""
+        self.parts = {piece: _part(self.trip, piece) for piece in self.todo}
+        carried = [piece for piece in self.todo if not piece.whole]
+        self._carried = sorted(carried, key=lambda piece: goes_alone(self._pair(piece)))
+        self.pieces = [*(piece for piece in self.todo if piece.whole), *self._carried]
+
+    def _pair(self, piece: Piece) -> tuple[str, str]:
+        return self.opened.url(piece), self.trip.url_of(self.parts[piece])
+
+    def _name(self, piece: Piece) -> str:
+        return self.trip.name_of((*piece.parts, piece.file.name))
+
+    # ----------------------------------------------------------------------------- carrying
+
+    def carry(self, check: Callable[[], None]) -> None:
+        """Have every file brought to its temporary name."""
+        self.trip.tally.current = self.pieces[0].shown
 
         def watch() -> None:
-            nonlocal done
-            done = self._look(control, todo, parts, done)
+            check()
+            if self._lock.acquire(blocking=False):  # else there is progress anyway
+                try:
+                    self._look()
+                finally:
+                    self._lock.release()
 
-        def carry() -> None:
-            if todo:
-                self.trip.client.carry(self._load(opened, todo), self.trip.tally, watch)
-                for piece in todo:
-                    self.trip.moved(piece, piece.file.size_bytes)
+        if self._carried:
+            self.trip.client.carry(self._load(), self.trip.tally, watch)
 
-        def digest(check: Callable[[], None]) -> None:
-            if self.trip.algorithm:
-                opened.digest(pieces, self.trip.algorithm, check)
-
-        together(digest, carry, self.trip.tally)
-
-    def _look(self, control: Control, pieces: list[Piece], parts: list[bytes], done: int) -> int:
-        """See how far the client is, which goes from file to file in their order; return how many files it has done.
-
-        Few of many files are asked for: the first that is not whole is searched for by halves.
-        """
-        low, high = done, len(pieces)
-        while low < high:
-            middle = (low + high) // 2 if high - low < len(pieces) - done else low  # mostly it is the first
-            (size,) = control.sizes([parts[middle]])
-            self.trip.moved(pieces[middle], size)
-            if size >= pieces[middle].file.size_bytes > 0:
-                low = middle + 1
-            else:
-                high = middle
-        for piece in pieces[done:low]:
-            self.trip.moved(piece, piece.file.size_bytes)
-        return low
-
-    def _load(self, opened: Opened, pieces: Sequence[Piece]) -> Load:
-        first = pieces[0]
-        more = f" and {len(pieces) - 1} more files" if len(pieces) > 1 else ""
+    def _load(self) -> Load:
+        first, count = self._carried[0], len(self._carried)
         return Load(
-            pairs=[(opened.url(piece), self.trip.url_of(self._part(piece))) for piece in pieces],
-            asked=f"write {self._name(first)}{more}",
+            pairs=list(map(self._pair, self._carried)),
+            asked=f"write {self._name(first)}" + (f" and {count - 1} more files" if count > 1 else ""),
             fast=True,
             parallel=self.trip.parallel(first),
             offset=first.start if first.alone else 0,
-            subjects=(self.source.subject, self.trip.subject),
+            subjects=(self.subject, self.trip.subject),
         )
 
-    def _wrong(self, control: Control, opened: Opened, pieces: list[Piece]) -> list[Piece]:
-        """Return the files whose temporary copy does not hold what the source holds."""
-        parts = [self._part(piece) for piece in pieces]
-        if not self.trip.algorithm:
-            sizes = control.sizes(parts)
-            return [piece for piece, size in zip(pieces, sizes, strict=True) if size != piece.file.size_bytes]
-        digests = self._digests(control, pieces, parts)
-        return [piece for piece, digest in zip(pieces, digests, strict=True) if digest != piece.digest]
+    def _look(self) -> None:
+        """See how far the client is: the last file that is there is searched for by halves."""
+        low, high = self._begun, len(self._carried) - 1
+        middle = low + 1  # mostly it is still the same
+        while low < high:
+            if self._entry(self._carried[middle]) is None:
+                high = middle - 1
+            else:
+                low = middle
+            middle = (low + high + 1) // 2
+        for piece in self._carried[self._begun : low]:
+            self.trip.moved(piece, piece.file.size_bytes)
+        self._begun = low
+        if (found := self._entry(self._carried[low])) is not None:
+            self.trip.moved(self._carried[low], found.size_bytes)
 
-    def _publish(self, control: Control, opened: Opened, pieces: Sequence[Piece]) -> None:
-        """Give the files their times, their final names, and then their modes: a part must stay one that may be written."""
+    def _entry(self, piece: Piece) -> Entry | None:
+        (found,) = self.control.entries([self.parts[piece]])
+        return found
 
-        def steps() -> Iterator[Step]:
-            for piece in pieces:
-                part, named, (mode, changed_s) = self._part(piece), self._name(piece), opened.described(piece)
-                yield from _timing(control, part, named, changed_s)
-                for command in (b"RNFR " + part, b"RNTO " + piece.remote):
-                    yield lambda named=named: f"rename to {named}", command  # type: ignore[misc]
+    # ----------------------------------------------------------------------------- settling
+
+    def digest(self, pieces: Sequence[Piece], check: Callable[[], None]) -> None:
+        """Compute the source's checksums."""
+        if self.trip.algorithm:
+            self.opened.digest(pieces, self.trip.algorithm, check)
+
+    def has_begun(self, pieces: Sequence[Piece]) -> bool:
+        """Look whether the first of these is there: what was left of it before had been removed."""
+        if pieces[0].whole or not self.trip.client.goes_in_turn:
+            return False
+        with self._lock:
+            return self._entry(pieces[0]) is not None
+
+    def settle(self, pieces: Sequence[Piece]) -> None:
+        """Compare files, and publish those that are right."""
+        with self._lock:
+            modes = self._right(pieces)
+            self.opened.unchanged(pieces)
+            self.control.do_all(self._publishing(modes))
+            self._settled += len(pieces)
+            gone = self._settled - (len(self.pieces) - len(self._carried))  # their parts are no more
+            self._begun = max(self._begun, min(gone, len(self._carried) - 1))
+        for piece in modes:
+            self.trip.arrived(piece, skipped=False)
+        self.wrong += [piece for piece in pieces if piece not in modes]
+
+    def _right(self, pieces: Sequence[Piece]) -> dict[Piece, int | None]:
+        """Return the files whose temporary copy holds what the source holds, with their modes where these are known."""
+        parts = [self.parts[piece] for piece in pieces]
+        if self.trip.algorithm:
+            digests = _digests(self.trip, self.control, pieces, parts)
+            return {
+                piece: None for piece, digest in zip(pieces, digests, strict=True) if digest == piece.digest
+            }
+        tells = self.control.tells_modes
+        return {
+            piece: found.mode if tells else None
+            for piece, found in zip(pieces, self.control.entries(parts), strict=True)
+            if found is not None and found.is_file and found.size_bytes == piece.file.size_bytes
+        }
+
+    def _publishing(self, modes: Mapping[Piece, int | None]) -> Iterator[Step]:
+        """Yield what gives files their times, their final names, and then their modes: a part must stay one that may be
+        written.
+        """
+        for piece, found in modes.items():
+            part, named, (mode, changed_s) = (
+                self.parts[piece],
+                self._name(piece),
+                self.opened.described(piece),
+            )
+            yield from _timing(self.control, part, named, changed_s)
+            for command in (b"RNFR " + part, b"RNTO " + piece.remote):
+                yield lambda named=named: f"rename to {named}", command  # type: ignore[misc]
+            if found != mode:
                 yield _allowing(piece.remote, named, mode)
 
-        control.do_all(steps())
-        for piece in pieces:
-            self.trip.arrived(piece, skipped=False)
+
+def _part(trip: Trip, piece: Piece) -> bytes:
+    return below(trip.base, (*piece.parts, part_name(piece.file.name)))
+
+
+def _digests(trip: Trip, control: Control, pieces: Sequence[Piece], paths: Sequence[bytes]) -> Iterator[str]:
+    names = dict(zip(paths, pieces, strict=True))
+    sizes = {path: piece.file.size_bytes for path, piece in names.items()}
+    return control.digests(
+        trip.algorithm, sizes, lambda path: trip.name_of((*names[path].parts, names[path].file.name))
+    )
 
 
 def _describing(control: Control, path: bytes, named: str, mode: int, changed_s: int) -> Iterator[Step]:

@@ -1,29 +1,35 @@
 """Bring a tree from a server that is not trusted into a local directory: list, have it written, compare, rename.
 
 Files go in batches. The client writes into temporary files that we hold open, and is stopped when one grows beyond
-what the listing announced. The server computes checksums of what it holds meanwhile.
+what the listing announced. Meanwhile the server computes checksums of what it holds, and files that are complete are
+compared, synced and renamed.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 
-from attrs import define, field
+from attrs import Factory, define, field
 
 from edgecore.carrying import share
 from edgecore.errors import TransferInterrupted, TransferRefused
 from edgecore.parts import READ_FILE, Destination, is_only_ours, open_part
-from edgecore.trees import explained, part_name
-from edgecore_gridftp.client import Load, local_url
+from edgecore.trees import explained, part_name, shown
+from edgecore_gridftp.client import Load, goes_alone, local_url
 from edgecore_gridftp.listing import RemoteFile
+from edgecore_gridftp.settling import carry_and_settle
 from edgecore_gridftp.sources import RemoteFiles, RemoteSource
-from edgecore_gridftp.work import Piece, Trip, local_digest, together
+from edgecore_gridftp.work import Piece, Trip, local_digest
 
 __all__ = ["Fetching"]
 
 _NS = 1_000_000_000
+_SYNCS = 4
+"""How many files are synced at the same time: file systems write their journal once for all of them."""
 
 
 @define
@@ -64,37 +70,43 @@ class Fetching:
 
     def _carry_batch(self, pieces: list[Piece]) -> None:
         todo = self._skip_right(pieces)
-        parts: list[_Part] = []
+        parts: dict[Piece, _Part] = {}
         try:
-            for piece in todo:
-                parts.append(self._open_part(piece))
+            for piece, holder, here in self._places(todo):
+                with explained(f"write {here}"):
+                    parts[piece] = self._open_part(piece, holder, here)
             for _ in range(2):
-                if not parts:
+                if not todo:
                     return
-                self._fill(parts)
-                wrong = self._wrong(parts)
-                self._publish([part for part in parts if part not in wrong])
-                for part in wrong:
-                    part.piece.start = 0
-                    os.ftruncate(part.opened, 0)
-                for part in parts:
-                    if part not in wrong:
-                        os.close(part.opened)
-                parts = wrong
-            for part in parts:
+                filling = _Filling(self, parts, todo)
+                carry_and_settle(filling, self.trip.tally)
+                todo = filling.wrong
+                for piece in todo:
+                    piece.start = 0
+                    os.ftruncate(parts[piece].opened, 0)
+            if todo:
                 raise TransferInterrupted(
-                    f"{self._here(part.piece)} does not hold what its source holds; does the source change, or the disk fail?"
+                    f"{self.here(todo[0])} does not hold what its source holds; does the source change, or the disk fail?"
                 )
         finally:
-            for part in parts:
+            for part in parts.values():
                 os.close(part.opened)
 
-    def _here(self, piece: Piece) -> str:
+    def here(self, piece: Piece) -> str:
+        """Return how people are told of a file."""
         return self.there.name_of((*piece.parts, piece.file.name))
+
+    def _places(self, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, int, str]]:
+        """Yield files with their directory, open as long as it is the same, and with how people are told of them."""
+        for parts, group in groupby(pieces, key=lambda piece: piece.parts):
+            above = self.there.name_of(parts)
+            with self.there.into(parts) as holder:
+                for piece in group:
+                    yield piece, holder, f"{above}/{shown(piece.file.name)}"
 
     def _skip_right(self, pieces: list[Piece]) -> list[Piece]:
         """Return the files that are not yet right here; correct mode and time of the others."""
-        same = [piece for piece in pieces if self._has_size(piece)]
+        same = [piece for piece, holder, here in self._places(pieces) if _has_size(piece, holder, here)]
         if same and self.trip.algorithm:
             self.files.digest(same, self.trip.algorithm, self.trip.tally.check)
         right = {piece for piece in same if self._is_right(piece)}
@@ -102,24 +114,11 @@ class Fetching:
             self.trip.arrived(piece, skipped=True)
         return [piece for piece in pieces if piece not in right]
 
-    def _has_size(self, piece: Piece) -> bool:
-        """Tell whether a file of the right size stands under its final name."""
-        with self.there.into(piece.parts) as holder, explained(f"look at {self._here(piece)}"):
-            try:
-                found = os.stat(piece.file.name, dir_fd=holder, follow_symlinks=False)
-            except FileNotFoundError:
-                return False
-        if stat.S_ISDIR(found.st_mode):
-            raise TransferRefused(
-                f"{self._here(piece)} is a directory, and a file must go there; remove it or rename it"
-            )
-        return stat.S_ISREG(found.st_mode) and found.st_size == piece.file.size_bytes
-
     def _is_right(self, piece: Piece) -> bool:
         """Tell whether a file of the right size is right, correcting mode and time."""
         file = piece.file
         assert isinstance(file, RemoteFile)
-        with self.there.into(piece.parts) as holder, explained(f"look at {self._here(piece)}"):
+        with self.there.into(piece.parts) as holder, explained(f"look at {self.here(piece)}"):
             opened = os.open(file.name, READ_FILE, dir_fd=holder)
             try:
                 found = os.fstat(opened)
@@ -136,83 +135,137 @@ class Fetching:
                 os.close(opened)
         return True
 
-    def _open_part(self, piece: Piece) -> _Part:
+    def _open_part(self, piece: Piece, holder: int, here: str) -> _Part:
         file = piece.file
         assert isinstance(file, RemoteFile)
-        with self.there.into(piece.parts) as holder, explained(f"write {self._here(piece)}"):
-            opened = open_part(part_name(file.name), holder, self._here(piece))
-            held = os.fstat(opened).st_size
-            piece.start = self.trip.start(piece, held)
-            if piece.start != held:
-                os.ftruncate(opened, piece.start)
+        opened = open_part(part_name(file.name), holder, here)
+        held = os.fstat(opened).st_size
+        piece.start = self.trip.start(piece, held)
+        if piece.start != held:
+            os.ftruncate(opened, piece.start)
         return _Part(piece, file, opened)
 
-    def _fill(self, parts: list[_Part]) -> None:
+    def _sync(self, part: _Part) -> None:
+        with explained(f"sync {self.here(part.piece)}"):
+            os.utime(part.opened, ns=(part.file.changed_s * _NS, part.file.changed_s * _NS))
+            os.fsync(part.opened)
+        self.trip.tally.beat()
+
+    def publish(self, parts: Mapping[Piece, _Part]) -> None:
+        """Sync what was written, then give each file its final name."""
+        with ThreadPoolExecutor(_SYNCS) as pool:
+            list(pool.map(self._sync, parts.values()))
+        for piece, holder, here in self._places(parts):
+            opened, file = parts[piece].opened, parts[piece].file
+            with explained(f"rename to {here}"):
+                os.rename(part_name(file.name), file.name, src_dir_fd=holder, dst_dir_fd=holder)
+                now = os.stat(file.name, dir_fd=holder, follow_symlinks=False)
+            if not os.path.samestat(now, os.fstat(opened)):
+                raise TransferInterrupted(f"{here} was exchanged while it was copied; who else writes there?")
+            os.fchmod(opened, file.mode)  # not before: a part must stay one that may be written
+            self.trip.arrived(piece, skipped=False)
+
+
+@define(eq=False)
+class _Filling:
+    """A batch on its way."""
+
+    fetching: Fetching
+    parts: Mapping[Piece, _Part]
+    todo: list[Piece]
+    wrong: list[Piece] = Factory(list)
+    """Whose temporary copy does not hold what the other side holds."""
+    pieces: list[Piece] = field(init=False)
+    trip: Trip = field(init=False)
+    _carried: list[Piece] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Put the files in the order in which the client goes."""
+        self.trip = self.fetching.trip
+        carried = [piece for piece in self.todo if not piece.whole]
+        self._carried = sorted(carried, key=lambda piece: goes_alone(self._pair(piece)))
+        self.pieces = [*(piece for piece in self.todo if piece.whole), *self._carried]
+
+    def _pair(self, piece: Piece) -> tuple[str, str]:
+        return self.fetching.files.url(piece), local_url(self.parts[piece].opened)
+
+    # ----------------------------------------------------------------------------- carrying
+
+    def carry(self, check: Callable[[], None]) -> None:
         """Have what is missing of every file written into its temporary file."""
-        self.trip.tally.current = parts[0].piece.shown
-        todo = [part for part in parts if not part.piece.whole]
+        self.trip.tally.current = self.pieces[0].shown
 
         def watch() -> None:
-            for part in todo:
-                size = os.fstat(part.opened).st_size
-                if size > part.file.size_bytes:
-                    raise TransferInterrupted(
-                        f"{part.piece.shown} has more than the {part.file.size_bytes} bytes that were announced; does it change?"
-                    )
-                self.trip.moved(part.piece, size)
+            check()
+            self._look()
 
-        def carry() -> None:
-            if todo:
-                self.trip.client.carry(self._load(todo), self.trip.tally, watch)
-                watch()
+        if self._carried:
+            self.trip.client.carry(self._load(), self.trip.tally, watch)
+            self._look()
 
-        def digest(check: Callable[[], None]) -> None:
-            if self.trip.algorithm:
-                self.files.digest([part.piece for part in parts], self.trip.algorithm, check)
+    def _look(self) -> None:
+        for piece in self._carried:
+            size = self._size(piece)
+            if size > piece.file.size_bytes:
+                raise TransferInterrupted(
+                    f"{piece.shown} has more than the {piece.file.size_bytes} bytes that were announced; does it change?"
+                )
+            self.trip.moved(piece, size)
 
-        together(digest, carry, self.trip.tally)
+    def _size(self, piece: Piece) -> int:
+        return os.fstat(self.parts[piece].opened).st_size
 
-    def _load(self, parts: Sequence[_Part]) -> Load:
-        first = parts[0].piece
-        more = f" and {len(parts) - 1} more files" if len(parts) > 1 else ""
+    def _load(self) -> Load:
+        first, count = self._carried[0], len(self._carried)
         parallel = self.trip.parallel(first) if self.trip.ways.listen else 1
+        named = self.trip.name_of((*first.parts, first.file.name))
         return Load(
-            pairs=[(self.files.url(part.piece), local_url(part.opened)) for part in parts],
-            asked=f"read {self.trip.name_of((*first.parts, first.file.name))}{more}",
-            fast=self.trip.ways.listen and (len(parts) > 1 or parallel > 1),
+            pairs=list(map(self._pair, self._carried)),
+            asked=f"read {named}" + (f" and {count - 1} more files" if count > 1 else ""),
+            fast=self.trip.ways.listen and (count > 1 or parallel > 1),
             parallel=parallel,
             offset=first.start if first.alone else 0,
             subjects=(self.trip.subject, ""),
         )
 
-    def _wrong(self, parts: Sequence[_Part]) -> list[_Part]:
-        """Return the files whose temporary copy does not hold what the other side holds."""
-        wrong = []
-        for part in parts:
-            right = os.fstat(part.opened).st_size == part.file.size_bytes
-            if right and self.trip.algorithm:
-                found = local_digest(part.opened, self.trip.algorithm, self.trip.tally.beat)
-                right = found == part.piece.digest
-            if not right:
-                wrong.append(part)
-        return wrong
+    # ----------------------------------------------------------------------------- settling
 
-    def _publish(self, parts: Sequence[_Part]) -> None:
-        """Sync what was written, then give each file its final name."""
-        for part in parts:
-            with explained(f"sync {self._here(part.piece)}"):
-                os.utime(part.opened, ns=(part.file.changed_s * _NS, part.file.changed_s * _NS))
-                os.fsync(part.opened)
-            self.trip.tally.beat()
-        for part in parts:
-            here = self._here(part.piece)
-            with self.there.into(part.piece.parts) as holder, explained(f"rename to {here}"):
-                os.rename(part_name(part.file.name), part.file.name, src_dir_fd=holder, dst_dir_fd=holder)
-                now = os.stat(part.file.name, dir_fd=holder, follow_symlinks=False)
-            if not os.path.samestat(now, os.fstat(part.opened)):
-                raise TransferInterrupted(f"{here} was exchanged while it was copied; who else writes there?")
-            os.fchmod(part.opened, part.file.mode)  # not before: a part must stay one that may be written
-            self.trip.arrived(part.piece, skipped=False)
+    def digest(self, pieces: Sequence[Piece], check: Callable[[], None]) -> None:
+        """Ask the server for checksums."""
+        if self.trip.algorithm:
+            self.fetching.files.digest(pieces, self.trip.algorithm, check)
+
+    def has_begun(self, pieces: Sequence[Piece]) -> bool:
+        """Look whether anything is in one of these, which were empty at the start."""
+        if pieces[0].whole or not self.trip.client.goes_in_turn:
+            return False
+        return any(map(self._size, pieces))
+
+    def settle(self, pieces: Sequence[Piece]) -> None:
+        """Compare files, and publish those that are right."""
+        right = {piece: self.parts[piece] for piece in pieces if self._is_right(piece)}
+        self.fetching.publish(right)
+        self.wrong += [piece for piece in pieces if piece not in right]
+
+    def _is_right(self, piece: Piece) -> bool:
+        if self._size(piece) != piece.file.size_bytes:
+            return False
+        if not self.trip.algorithm:
+            return True
+        found = local_digest(self.parts[piece].opened, self.trip.algorithm, self.trip.tally.beat)
+        return found == piece.digest
+
+
+def _has_size(piece: Piece, holder: int, here: str) -> bool:
+    """Tell whether a file of the right size stands under its final name."""
+    with explained(f"look at {here}"):
+        try:
+            found = os.stat(piece.file.name, dir_fd=holder, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+    if stat.S_ISDIR(found.st_mode):
+        raise TransferRefused(f"{here} is a directory, and a file must go there; remove it or rename it")
+    return stat.S_ISREG(found.st_mode) and found.st_size == piece.file.size_bytes
 
 
 def _describe(opened: int, file: RemoteFile) -> None:

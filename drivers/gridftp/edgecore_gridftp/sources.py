@@ -60,7 +60,7 @@ class Opened(Protocol):
     def digest(self, pieces: Sequence[Piece], algorithm: str, check: Callable[[], None]) -> None:
         """Compute the checksums that are not known yet; *check* ends it early."""
 
-    def unchanged(self) -> None:
+    def unchanged(self, pieces: Sequence[Piece]) -> None:
         """Raise TransferInterrupted if one is not as it was when it was opened."""
 
 
@@ -161,9 +161,10 @@ class LocalFiles:
                 with explained(f"read {self._name(piece)}"):
                     piece.digest = local_digest(self.files[piece][0], algorithm, check)
 
-    def unchanged(self) -> None:
+    def unchanged(self, pieces: Sequence[Piece]) -> None:
         """Look at them again."""
-        for piece, (opened, before) in self.files.items():
+        for piece in pieces:
+            opened, before = self.files[piece]
             if identity(before) != identity(os.fstat(opened)):
                 raise TransferInterrupted(
                     f"{self._name(piece)} changed while it was copied; try when it is complete"
@@ -240,5 +241,5 @@ class RemoteFiles:
                 check()
                 piece.digest = digest
 
-    def unchanged(self) -> None:
+    def unchanged(self, pieces: Sequence[Piece]) -> None:
         """Leave it to the checksums."""

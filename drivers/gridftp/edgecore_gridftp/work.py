@@ -13,13 +13,13 @@ from typing import Final
 
 from attrs import Factory, define, field, frozen
 
-from edgecore.carrying import Halted, Tally
+from edgecore.carrying import Tally
 from edgecore.trees import File, Parts, Plan, shown
 from edgecore_gridftp.client import Client
 from edgecore_gridftp.control import Control, Server
 from edgecore_gridftp.place import below
 
-__all__ = ["RESUME_BYTES", "Piece", "Trip", "Ways", "identity", "local_digest", "together"]
+__all__ = ["RESUME_BYTES", "Piece", "Trip", "Ways", "identity", "local_digest"]
 
 RESUME_BYTES: Final = 1024 * 1024
 """A shorter beginning of a file is not worth a look."""
@@ -130,9 +130,11 @@ class Trip:
     def moved(self, piece: Piece, offset: int) -> None:
         """Note that a file arrived up to *offset*."""
         offset = min(offset, piece.file.size_bytes)
-        if offset > piece.counted:
-            self.tally.beat(offset - piece.counted)
-            piece.counted = offset
+        with self._lock:  # who watches the client may look at a file that has just been settled
+            more = max(offset - piece.counted, 0)
+            piece.counted += more
+        if more:
+            self.tally.beat(more)
 
     def arrived(self, piece: Piece, *, skipped: bool) -> None:
         """Note that a file stands under its final name."""
@@ -192,37 +194,6 @@ def local_digest(opened: int, algorithm: str, beat: Callable[[], None]) -> str:
         offset += len(block)
         beat()
     return f"{adler:08x}" if digest is None else digest.hexdigest()
-
-
-def together(
-    first: Callable[[Callable[[], None]], object], second: Callable[[], object], tally: Tally
-) -> None:
-    """Do *first* in a thread beside *second*; raise what either raises. *first* is given what ends it early."""
-    errors: list[BaseException] = []
-    unwanted = threading.Event()
-
-    def check() -> None:
-        tally.check()
-        if unwanted.is_set():
-            raise Halted
-
-    def work() -> None:
-        try:
-            first(check)
-        except BaseException as error:  # raised below, in the thread that waits
-            errors.append(error)
-
-    thread = threading.Thread(target=work, name="gridftp checksum", daemon=True)
-    thread.start()
-    try:
-        second()
-    except BaseException:
-        unwanted.set()
-        raise
-    finally:
-        thread.join()
-    if errors:
-        raise errors[0]
 
 
 def identity(info: os.stat_result) -> tuple[int, int, int]:
