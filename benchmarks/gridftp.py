@@ -6,6 +6,8 @@ what that is worth. It neither compares nor renames nor syncs; ``-sync-level`` a
 latter having its own line. The driver syncs what it fetches, writes beside the final names and renames; "sizes only" is
 without checksums. Rounds are interleaved and their order turns. A ratio is the other's time divided by ours:
 1 means as fast, more means faster. Client and server share the processors of one machine, which no real transfer does.
+Copies of many files are removed after the last round only: for seconds after a thousand files were removed, ext4 makes
+new ones many times slower, and that would be measured.
 """
 
 from __future__ import annotations
@@ -90,8 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> bool:
 
 
 def _measure(case: _Case, direction: str, place: Path, server: GridFtp, rounds: int) -> bool:
-    source, target = place / "source", place / "target"
+    source, copies = place / "source", place / "copies"
     source.mkdir()
+    copies.mkdir()
     for number in range(case.files):
         with (source / f"file{number}").open("wb") as file:
             for start in range(0, case.size_bytes, _MEBIBYTE):
@@ -102,14 +105,17 @@ def _measure(case: _Case, direction: str, place: Path, server: GridFtp, rounds: 
         names = list(ways)
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
+            target = copies / f"{number} {names.index(name)}"
             os.sync()
             begun = time.perf_counter()
             ways[name](source, target)
             if number >= 0:
                 times.setdefault(name, []).append(time.perf_counter() - begun)
             assert case.files == sum(1 for path in target.rglob("file*") if path.is_file()), name
-            shutil.rmtree(target)
+            if case.files == 1:
+                shutil.rmtree(target)
     shutil.rmtree(source)
+    shutil.rmtree(copies)
     return _show(case, direction, times)
 
 
