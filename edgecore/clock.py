@@ -6,6 +6,7 @@ which a correction of the wall clock does not disturb.
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from datetime import UTC, datetime
@@ -67,8 +68,12 @@ class SteadyClock(Clock):
 def iso(time_us: int) -> str:
     """Write a stored time as ISO 8601 in UTC, for example ``2017-10-03T03:04:11.064986Z``."""
     seconds, fraction = divmod(time_us, 1_000_000)
-    moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=fraction, tzinfo=None)
-    return moment.isoformat(timespec="microseconds") + "Z"
+    return f"{_to_the_second(seconds)}.{fraction:06d}Z"
+
+
+@functools.lru_cache(maxsize=16)
+def _to_the_second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()
 
 
 def microseconds(moment: datetime) -> int:

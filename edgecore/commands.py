@@ -184,8 +184,8 @@ def _stdin(content: bytes) -> Iterator[IO[bytes] | int]:
 
 
 def _content(file: IO[bytes]) -> bytes:
-    file.seek(0)
-    return file.read(_OUTPUT_LIMIT_BYTES)
+    size = min(os.fstat(file.fileno()).st_size, _OUTPUT_LIMIT_BYTES)  # what is asked for is made room for
+    return os.pread(file.fileno(), size, 0) if size else b""
 
 
 def _kill_group(process: subprocess.Popen[bytes], ending_s: float) -> None:

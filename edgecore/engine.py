@@ -248,7 +248,8 @@ class Engine:
         self._dispatch(change.after.id for change in changes)
 
     def _tell(self, job: Job) -> None:
-        log.info("job %d (%s): %s %s", job.id, job.name, job.state, job.message, extra=about(job))
+        if log.isEnabledFor(logging.INFO):
+            log.info("job %d (%s): %s %s", job.id, job.name, job.state, job.message, extra=about(job))
         self.listeners.job_changed(job=job)
 
     def _keep(self, job: Job) -> None:

@@ -56,7 +56,7 @@ def insert_job(connection: sqlite3.Connection, job: Job) -> None:
     definition = job.definition
     connection.execute(
         "INSERT INTO jobs (id, owner, sender_id, name, application, definition, intent, state, previous_state,"
-        " sequence, changed, message, attempt, retries_used, failures, due, failed_state, plan, settled)"
+        " sequence, changed, message, attempt, retries_used, failures, due, failed_state, settled, plan)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             job.id,
@@ -67,6 +67,7 @@ def insert_job(connection: sqlite3.Connection, job: Job) -> None:
             serial.to_json(definition),
             job.intent,
             *_changing(job),
+            _plan(job),
         ),
     )
 
@@ -75,11 +76,15 @@ def update_job(connection: sqlite3.Connection, before: Job, after: Job) -> bool:
     """Write a job as it is now; False, and nothing, where it is not as it was *before* any more."""
     cursor = connection.execute(
         "UPDATE jobs SET state = ?, previous_state = ?, sequence = ?, changed = ?, message = ?, attempt = ?,"
-        " retries_used = ?, failures = ?, due = ?, failed_state = ?, plan = ?, settled = ?, kept = 1"
+        " retries_used = ?, failures = ?, due = ?, failed_state = ?, settled = ?, kept = 1"
         " WHERE id = ? AND sequence = ?",
         (*_changing(after), after.id, before.sequence),
     )
-    return cursor.rowcount == 1
+    if cursor.rowcount != 1:
+        return False
+    if after.plan is not before.plan:
+        connection.execute("UPDATE jobs SET plan = ? WHERE id = ?", (_plan(after), after.id))
+    return True
 
 
 def _changing(job: Job) -> tuple[object, ...]:
@@ -94,9 +99,12 @@ def _changing(job: Job) -> tuple[object, ...]:
         job.failures,
         job.due,
         job.failed_state,
-        None if job.plan is None else serial.to_json(job.plan),
         job.state in SETTLED,
     )
+
+
+def _plan(job: Job) -> str | None:
+    return None if job.plan is None else serial.to_json(job.plan)
 
 
 def write_attempt(connection: sqlite3.Connection, job_id: int, attempt: Attempt) -> None:
