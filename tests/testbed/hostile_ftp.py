@@ -1,14 +1,16 @@
-"""Play an anonymous FTP server that lies: it lists what is not there, and sends more than it announced.
+"""Play a server that lies, anonymous or of a grid: it lists what is not there, and sends more than it announced.
 
-It knows only what a client of GridFTP asks for when it fetches in the simplest way.
+It knows only what a client of GridFTP asks for when it fetches in the simplest way, without GSI on data connections.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import socket
 import socketserver
+import ssl
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,10 +19,14 @@ from typing import Final, cast
 
 from attrs import field, frozen
 
+from testbed.gsi_acceptor import Acceptor
+
 __all__ = ["HostileFtp", "Lies"]
 
 _WAIT_S: Final = 20.0
 _BLOCK: Final = b"x" * 65536
+_FORGED: Final = b"633 " + base64.b64encode(bytes.fromhex("1703030020") + bytes(32))
+"""A TLS record of no key."""
 
 
 @frozen(kw_only=True)
@@ -35,6 +41,9 @@ class Lies:
     """What it says that it knows."""
     bottomless: bool = False
     """Whether every directory holds another one."""
+    log_in: str = ""
+    """``hasty``: welcome who has been shown nothing; ``unsealed``: answer in the clear after the log-in, as somebody
+    between could; ``mixed up``: seal with what nobody agreed on."""
 
 
 class HostileFtp(socketserver.ThreadingTCPServer):
@@ -43,14 +52,15 @@ class HostileFtp(socketserver.ThreadingTCPServer):
     daemon_threads = True
     allow_reuse_address = True
 
-    def __init__(self, lies: Lies) -> None:
+    def __init__(self, lies: Lies, context: ssl.SSLContext | None = None) -> None:
+        """Prove with *context* who it is, where that is given."""
         super().__init__(("127.0.0.1", 0), _Session)
-        self.lies = lies
+        self.lies, self.context = lies, context
 
     @property
     def url(self) -> str:
         """The URL of its root, without a slash at its end."""
-        return f"ftp://127.0.0.1:{self.server_address[1]}"
+        return f"{'gsiftp' if self.context else 'ftp'}://127.0.0.1:{self.server_address[1]}"
 
     @contextmanager
     def running(self) -> Iterator[HostileFtp]:
@@ -70,7 +80,9 @@ class _Session(socketserver.StreamRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.lies = cast(HostileFtp, self.server).lies
+        server = cast(HostileFtp, self.server)
+        self.lies = server.lies
+        self.seal = Acceptor(server.context) if server.context else None
         self.data: socket.socket | None = None
 
     def finish(self) -> None:
@@ -84,24 +96,38 @@ class _Session(socketserver.StreamRequestHandler):
         self._say("220 ready")
         with suppress(OSError):
             for line in self.rfile:
-                verb, _, rest = os.fsdecode(line.rstrip(b"\r\n")).partition(" ")
+                verb, _, rest = os.fsdecode(self._opened(line).rstrip(b"\r\n")).partition(" ")
                 if verb == "RETR":
                     self._send(rest)
+                elif verb == "ADAT" and self.seal is not None and self.lies.log_in == "hasty":
+                    self._say("235 welcome")
+                elif verb == "ADAT" and self.seal is not None:
+                    self.wfile.write(self.seal.shake_hands(os.fsencode(rest)) + b"\r\n")
                 else:
                     self._say(self._answer(verb, rest))
 
+    def _opened(self, line: bytes) -> bytes:
+        sealed = self.seal is not None and self.seal.ready
+        return self.seal.open(line.partition(b" ")[2]) if self.seal is not None and sealed else line
+
     def _say(self, text: str) -> None:
-        self.wfile.write(os.fsencode(text) + b"\r\n")
+        reply = os.fsencode(text) + b"\r\n"
+        if self.seal is not None and self.seal.ready and self.lies.log_in != "unsealed":
+            sealed = self.seal.close(reply)
+            reply = (_FORGED if self.lies.log_in == "mixed up" else sealed) + b"\r\n"
+        self.wfile.write(reply)
 
     def _answer(self, verb: str, rest: str) -> str:
         match verb:
+            case "AUTH":
+                return "334 go on" if self.seal else "500 Command not supported"
             case "USER":
                 return "331 a password, please"
             case "PASS":
                 return "230 welcome"
             case "FEAT":
                 return "\r\n ".join(["211-Features", *self.lies.features.split(";")]) + "\r\n211 End"
-            case "SITE" | "TYPE" | "MODE" | "OPTS" | "PBSZ" | "ALLO" | "NOOP":
+            case "SITE" | "TYPE" | "MODE" | "OPTS" | "PBSZ" | "ALLO" | "NOOP" | "DCAU":
                 return "200 as you like"
             case "SIZE":
                 return f"213 {os.path.getsize(rest)}"

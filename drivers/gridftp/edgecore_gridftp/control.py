@@ -279,8 +279,11 @@ class Control:
         line = bytes(self._raw[:end])
         del self._raw[: end + 2]
         if line[:3] not in _SEALED:
-            self._plain += line + _END
-            return
+            self.close()
+            raise TransferInterrupted(
+                f"{self.name} says {line[:80]!r}, which is not sealed as all must be after the log-in; does somebody stand "
+                "between?"
+            )
         try:
             self._plain += self._seal.open(line[4:])
         except (ssl.SSLError, ValueError) as error:

@@ -73,8 +73,8 @@ class TestGsiftp(TransferContract):
     links = "refused"
     times_within_s = 1.0
     cannot: ClassVar = {
-        "list_as": "only a server without GSI can be played: see test_gridftp_hostile.py",
-        "send_more": "only a server without GSI can be played: see test_gridftp_hostile.py",
+        "list_as": "a real server tells the truth; one that does not is played in test_gridftp_hostile.py",
+        "send_more": "a real server tells the truth; one that does not is played in test_gridftp_hostile.py",
     }
 
     by_hand = frozenset(

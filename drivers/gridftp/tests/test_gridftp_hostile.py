@@ -1,23 +1,26 @@
-"""The driver for ftp:// believes nothing that a hostile server says."""
+"""The driver believes nothing that a hostile server says, be it anonymous or one whose name an authority has signed."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from edgecore_gridftp import GridFtpTransfer
-from testbed.gridftp import gridftp_needed
+from testbed.grid import Grid
+from testbed.gridftp import grid, gridftp_needed
+from testbed.gsi_acceptor import host_context
 from testbed.hostile_ftp import HostileFtp, Lies
 
 from edgecore.errors import TransferInterrupted, TransferRefused
 from edgecore.models import SiteContext, TransferUpdate
 from edgecore.testing.trees import content_of, random_bytes
 
-__all__ = ["gridftp_needed"]
+__all__ = ["grid", "gridftp_needed"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("gridftp_needed")]
 
@@ -42,14 +45,36 @@ def near(tmp_path: Path) -> Path:
     return tmp_path / "near"
 
 
+@pytest.fixture(scope="module")
+def proxy(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Who we are."""
+    return grid.user("Alice of the tests").write_proxy(tmp_path_factory.mktemp("user") / "proxy")
+
+
+@pytest.fixture(scope="module")
+def host(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
+    """Who the server of the grid is."""
+    return host_context(grid, tmp_path_factory.mktemp("host"))
+
+
+@pytest.fixture(params=["ftp", "gsiftp"])
+def scheme(request: pytest.FixtureRequest) -> str:
+    """Whether the server proves who it is."""
+    return str(request.param)
+
+
 @pytest.fixture
-def fetch(tmp_path: Path, tree: Path, near: Path) -> Iterator[Fetch]:
+def fetch(
+    scheme: str, tmp_path: Path, tree: Path, near: Path, grid: Grid, proxy: Path, host: ssl.SSLContext
+) -> Iterator[Fetch]:
     """Fetch the tree from a server that lies."""
-    driver = GridFtpTransfer()
+    driver, context = GridFtpTransfer(), None
+    if scheme == "gsiftp":
+        driver, context = GridFtpTransfer(proxy=str(proxy), authorities=str(grid.authorities)), host
     driver.open(site=SiteContext(site="theta", work_directory=tmp_path))
 
     def go(lies: Lies) -> None:
-        with HostileFtp(lies).running() as server:
+        with HostileFtp(lies, context).running() as server:
             driver.fetch(url=server.url + quote(str(tree)), directory=near, progress=_ignored)
 
     yield go
@@ -88,6 +113,18 @@ def test_a_name_that_could_lead_elsewhere_is_refused_before_anything_moves(
 
     assert [] == os.listdir(near)
     assert [] == list(tmp_path.rglob("escaped"))
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../escaped", "good"])
+def test_a_link_in_a_listing_is_refused_wherever_it_leads(
+    target: str, fetch: Fetch, tree: Path, near: Path
+) -> None:
+    link = f"Type=file;Size=4;Modify=20200101000000;UNIX.slink={target}; link"
+
+    with pytest.raises(TransferRefused, match="link is a link"):
+        fetch(Lies(listings={str(tree): [f"{_FILE} good", link]}))
+
+    assert [] == os.listdir(near)
 
 
 @pytest.mark.parametrize("kind", ["file", "dir", "pdir", "cdir"])
@@ -147,3 +184,28 @@ def test_a_server_that_computes_no_checksums_is_compared_by_sizes(
     fetch(Lies(features="MLST;MLSC;SIZE"))
 
     assert content_of(tree, modes=False, times=False) == content_of(near, modes=False, times=False)
+
+
+# ------------------------------------------------------------------------------ the log-in
+
+
+@pytest.mark.parametrize("scheme", ["gsiftp"])
+def test_a_server_that_lets_us_in_before_it_has_shown_who_it_is_is_refused(fetch: Fetch, near: Path) -> None:
+    with pytest.raises(TransferRefused, match="ended the handshake before it had shown who it is"):
+        fetch(Lies(log_in="hasty"))
+
+    assert [] == os.listdir(near)
+
+
+@pytest.mark.parametrize("scheme", ["gsiftp"])
+@pytest.mark.parametrize(
+    ("log_in", "words"),
+    [("unsealed", "not sealed as all must be"), ("mixed up", "cannot be unsealed")],
+)
+def test_what_is_not_sealed_by_the_server_that_we_know_is_not_believed(
+    log_in: str, words: str, fetch: Fetch, near: Path
+) -> None:
+    with pytest.raises(TransferInterrupted, match=words):
+        fetch(Lies(log_in=log_in))
+
+    assert [] == os.listdir(near)
