@@ -148,7 +148,7 @@ class Layout:
             "GetEnvTimeout": 0,  # see `_write_environment`
             "KillWait": 2,
             "SchedulerType": "sched/backfill",
-            "SchedulerParameters": "bf_interval=5,bf_continue,batch_sched_delay=0,sched_interval=5,"
+            "SchedulerParameters": "bf_interval=1,bf_continue,batch_sched_delay=0,sched_interval=1,"
             "sched_min_interval=10000",
             "PriorityType": "priority/basic",
             "SelectType": "select/cons_tres",
