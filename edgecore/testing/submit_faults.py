@@ -5,11 +5,14 @@ Faults 9 to 11, 16, 18 and 19 of the matrix. Whatever becomes of the answer, an 
 
 from __future__ import annotations
 
+from typing import Final
+
 import pytest
 
 from edgecore.models import JobState as S
 from edgecore.models import NativeState, Refusal
 from edgecore.testing.batch_system import SubmitFault
+from edgecore.testing.bench import Bench
 from edgecore.testing.campaign import Campaign
 from edgecore.testing.contract import MakeBench, SchedulingTests
 
@@ -28,6 +31,7 @@ _POINTS = (
     "EXECUTION_FINISHED committed",
 )
 """Where a service dies; see `edgecore.testing.doomed`."""
+_AN_HOUR_S: Final = 3_600.0
 _OF_A_RUNNING_JOB = ("before EXECUTION_FINISHED is committed", "EXECUTION_FINISHED committed")
 
 
@@ -173,8 +177,29 @@ class SubmitFaults(SchedulingTests):
             bench.wait("job", S.JOB_FAILED)
             (native,) = bench.system.jobs()
             assert NativeState.ENDED is native.state
-        waited = bench.job()
-        assert waited.message
-        assert 1 == bench.site.log.count(f"alarm: job {waited.id}:")
-        assert "revoked" == bench.token()
+        self._check_taken_back(bench, "never start it")
         bench.close_books({"job": 0})
+
+    @pytest.mark.fault(19, "held")
+    def test_what_is_held_for_ever_is_reported_and_taken_back_after_a_time(
+        self, make_bench: MakeBench
+    ) -> None:
+        bench = make_bench(overdue_after_s=_AN_HOUR_S)
+        with bench.service():
+            bench.queue()
+            bench.system.hold(bench.batch_id())
+            bench.wait("job", S.HELD)
+        with bench.service(ahead_s=_AN_HOUR_S):
+            bench.wait("job", S.JOB_FAILED)
+            assert NativeState.ENDED is bench.native(bench.batch_id()).state
+            bench.system.resume()
+        self._check_taken_back(bench, "longer than this site allows")
+        bench.close_books({"job": 0})
+
+    def _check_taken_back(self, bench: Bench, words: str) -> None:
+        """Check that people were told once, with the batch system's reason, and that it can never start."""
+        job = bench.job()
+        said = job.message.partition(words)[2].partition(": ")
+        assert said[2].strip(), f"no reason of the batch system's: {bench.site.diagnosis()}"
+        assert 1 == bench.site.log.count(f"alarm: job {job.id}:")
+        assert "revoked" == bench.token()
