@@ -137,9 +137,10 @@ class RunDirectory:
         return self.path / "batch.sh"
 
     def prepare(self, script: bytes) -> None:
-        """Make the directory with its script and a token `ready`, durable; before the intent.
+        """Make the directory with its script and a token `ready`, before the intent.
 
-        Doing it again before the intent is committed changes nothing but the script.
+        Doing it again before the intent is committed changes nothing but the script. It is not durable before
+        `make_durable`: a file system commits what was done in many directories at once.
         """
         # Nobody else may write what runs as the service's account, whatever the umask allows.
         self.path.parent.mkdir(0o700, parents=True, exist_ok=True)
@@ -147,6 +148,9 @@ class RunDirectory:
         self.script.write_bytes(script)
         if self.token() is None:
             os.close(os.open(self.path / TokenState.READY, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+    def make_durable(self) -> None:
+        """Wait until the token outlives a loss of power; before the intent is committed."""
         directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)

@@ -104,6 +104,8 @@ class Submitting:
             tag = batch.attempt_tag(job.id, number)
             attempt = Attempt(number=number, tag=tag, group_tag=tag, intended=now)
             changes.append(Change(job, (job.moved(S.SUBMITTING, now, attempt=attempt),)))
+        for change in changes:
+            self.place.run(change.after).make_durable()
         if len(changes) > 1:
             changes = [_grouped(change, changes[0], index) for index, change in enumerate(changes)]
         return list(self.commit(changes).values())

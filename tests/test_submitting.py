@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from edgecore.layers import DryRun
 from edgecore.models import Group, NativeState, Refusal, Refused, SubmissionAnswer
 from edgecore.models import JobState as S
 from edgecore.reader import Reader
+from edgecore.store import Change, Store
 
 pytestmark = pytest.mark.slow
 
@@ -371,6 +373,33 @@ def test_a_member_whose_directory_cannot_be_made_does_not_spoil_its_group(edge: 
     (directory / "run").write_text("in the way")
     edge.scheduling.open_gate.set()
     edge.wait("even", S.JOB_FINISHED)
+
+
+def test_every_token_of_a_group_is_durable_before_its_intents_are(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    make_durable, apply = batch.RunDirectory.make_durable, Store.apply
+
+    def noting_tokens(run: batch.RunDirectory) -> None:
+        assert run.token() is not None
+        make_durable(run)
+        seen.append("token")
+
+    def noting_intents(store: Store, changes: Sequence[Change]) -> Any:
+        seen.extend("intent" for change in changes if change.after.state is S.SUBMITTING)
+        return apply(store, changes)
+
+    edge.scheduling.max_group = 10
+    busy_lane(edge)
+    for name in ("one", "other", "third"):
+        edge.send(name)
+        edge.wait(name, S.PREPROCESSED)
+    monkeypatch.setattr(batch.RunDirectory, "make_durable", noting_tokens)
+    monkeypatch.setattr(Store, "apply", noting_intents)
+    edge.scheduling.open_gate.set()
+    edge.wait("third", S.JOB_FINISHED)
+    assert ["token"] * 3 + ["intent"] * 3 == seen
 
 
 def test_nothing_is_concluded_from_a_batch_system_that_stays_silent_after_a_submission(edge: Edge) -> None:
