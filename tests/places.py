@@ -177,7 +177,9 @@ class Live(Place):
         return [pid for pid, start in rows if pid and process_start(pid) == start]
 
     def state(self, job_id: str) -> str:
-        return str(json.loads(self.edgecore("job", job_id, "--json"))["state"])
+        """Return the state of a job; empty while it is not known."""
+        with Reader(read_site(self.file).store) as reader:
+            return "".join(job.state for job in reader.find(job_id))
 
     def add_shell_application(self, name: str, text: str) -> None:
         """Register a program of a line or two."""
