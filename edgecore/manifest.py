@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import heapq
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
@@ -83,19 +84,19 @@ class Stocktaking:
 
     def _lines(self, root: int, told: Mapping[str, str], compute: bool) -> Iterator[bytes]:
         for directory in sorted(self.plan.directories, key=lambda each: _raw(each.parts)):
-            entries: dict[bytes, dict[str, object]] = {
-                os.fsencode(link.name): {"link": quote(os.fsencode(link.target))} for link in directory.links
-            }
             with self._still("list", directory.parts):
                 holder = enter(root, directory.parts)
             try:
-                for file in directory.files:
-                    entries[os.fsencode(file.name)] = self._entry(holder, directory, file, told, compute)
+                entries: tuple[Iterable[File | Link], ...] = (directory.files, directory.links)
+                for one in heapq.merge(*entries, key=_raw_name):
+                    path = b"/".join((*_raw(directory.parts), _raw_name(one)))
+                    if isinstance(one, Link):
+                        entry: dict[str, object] = {"link": quote(os.fsencode(one.target))}
+                    else:
+                        entry = self._entry(holder, directory, one, told, compute)
+                    yield json.dumps({"name": quote(path), **entry}).encode() + b"\n"
             finally:
                 os.close(holder)
-            for name in sorted(entries):
-                path = b"/".join((*_raw(directory.parts), name))
-                yield json.dumps({"name": quote(path), **entries[name]}).encode() + b"\n"
 
     def _entry(
         self, holder: int, directory: Directory, file: File, told: Mapping[str, str], compute: bool
@@ -114,12 +115,14 @@ class Stocktaking:
     def _compare(self, root: int) -> None:
         """Look again. Raises TransferInterrupted when anything that is selected is not as it was."""
         try:
-            before, now = _contents(self.plan), _contents(plan_tree(root, self.check, self.selection))
+            plan = plan_tree(root, self.check, self.selection)
         except TransferRefused as error:  # the next try says so, should it stay
             raise TransferInterrupted(f"the output changed while it was staged out: {error}") from error
+        before, now = _by_parts(self.plan), _by_parts(plan)
         for parts in before.keys() | now.keys():
-            if before.get(parts) != now.get(parts):
-                names = {one.name for one in before.get(parts, frozenset()) ^ now.get(parts, frozenset())}
+            old, new = before.get(parts), now.get(parts)
+            if old is None or new is None or (old.files, old.links) != (new.files, new.links):
+                names = {one.name for one in _entries(old) ^ _entries(new)}
                 path = "/".join((*parts, *sorted(names)[:1])) or "."
                 words = f"{shown(path)} changed while it was staged out"
                 raise TransferInterrupted(f"{words}; does something of the job still run?")
@@ -136,8 +139,16 @@ class Stocktaking:
         return explained(f"{asked} {shown('/'.join(path) or '.')} for the manifest", transient=_CHANGED)
 
 
-def _contents(plan: Plan) -> dict[Parts, frozenset[File | Link]]:
-    return {each.parts: frozenset(each.entries) for each in plan.directories}
+def _by_parts(plan: Plan) -> dict[Parts, Directory]:
+    return {each.parts: each for each in plan.directories}
+
+
+def _entries(directory: Directory | None) -> frozenset[File | Link]:
+    return frozenset() if directory is None else frozenset(directory.entries)
+
+
+def _raw_name(one: File | Link) -> bytes:
+    return os.fsencode(one.name)
 
 
 def _raw(parts: Parts) -> tuple[bytes, ...]:

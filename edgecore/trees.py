@@ -1,7 +1,7 @@
 """Look at a tree without following a link, and say what of it is to be carried; for drivers that move files.
 
 The plan is made before anything moves, so that a tree that holds what cannot be carried (a link
-that leaves it, a socket) is refused as a whole, by name.
+that leaves it, a socket) is refused as a whole, by name. A plan may hold millions of files, so they are packed.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import errno
 import hashlib
 import os
 import stat
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, Protocol, Self, TypeAlias
 
 from attrs import Factory, define, field, frozen
 
@@ -26,7 +27,9 @@ __all__ = [
     "READ_DIRECTORY",
     "Directory",
     "File",
+    "Files",
     "Link",
+    "PackedFiles",
     "Parts",
     "Plan",
     "enter",
@@ -52,6 +55,7 @@ NAME_LIMIT_BYTES: Final = 255
 _LINKS_LIMIT: Final = 40
 DEEPEST: Final = 200
 _NAMED_LIMIT: Final = 5
+_LARGEST: Final = 2**63 - 1
 _PERMANENT: Final = frozenset(
     {
         errno.EACCES,
@@ -77,6 +81,60 @@ class File:
     changed_ns: tuple[int, int] = field(default=(0, 0), kw_only=True)
     """When its content changed and when anything about it did, where that is known."""
 
+    @property
+    def numbers(self) -> tuple[int, int, int]:
+        """All that a listing says of it besides its name."""
+        return (self.size_bytes, *self.changed_ns)
+
+    @classmethod
+    def listed(cls, name: str, numbers: tuple[int, int, int]) -> Self:
+        """Return a file that has the same name where it is written; the opposite of `numbers`."""
+        size_bytes, *changed_ns = numbers
+        return cls(name, name, size_bytes, changed_ns=(changed_ns[0], changed_ns[1]))
+
+
+class Files(Protocol):
+    """Files of one directory: a list, or `PackedFiles`."""
+
+    def __iter__(self) -> Iterator[File]:
+        """Give one after the other."""
+
+    def __len__(self) -> int:
+        """Say how many there are."""
+
+    def append(self, file: File, /) -> None:
+        """Take one more."""
+
+
+@define
+class PackedFiles:
+    """Files that have the same name on both sides, each in no more than its name and 25 bytes.
+
+    Numbers of more than 64 bits, which only a damaged or lying file system gives, become the largest there is.
+    """
+
+    kind: type[File] = File
+    _names: bytearray = Factory(bytearray)
+    """Each ends with a NUL, which is in no name."""
+    _numbers: array[int] = Factory(lambda: array("q"))
+
+    def append(self, file: File, /) -> None:
+        """Take one more."""
+        self._names += os.fsencode(file.name) + b"\0"
+        self._numbers.extend(min(max(number, -_LARGEST), _LARGEST) for number in file.numbers)
+
+    def __len__(self) -> int:
+        """Say how many there are."""
+        return len(self._numbers) // 3
+
+    def __iter__(self) -> Iterator[File]:
+        """Unpack one after the other."""
+        names, begin, numbers = bytes(self._names), 0, iter(self._numbers)
+        for three in zip(numbers, numbers, numbers, strict=True):
+            end = names.index(0, begin)
+            yield self.kind.listed(os.fsdecode(names[begin:end]), three)
+            begin = end + 1
+
 
 @frozen
 class Link:
@@ -94,7 +152,7 @@ class Directory:
     parts: Parts
     mode: int
     changed_ns: int
-    files: list[File] = Factory(list)
+    files: Files = Factory(list[File])
     links: list[Link] = Factory(list)
 
     @property
@@ -106,7 +164,10 @@ class Directory:
 
 @define
 class Plan:
-    """Everything to copy; a directory comes after the one that holds it, the root first."""
+    """Everything to copy; a directory comes after the one that holds it, the root first.
+
+    What `plan_tree` finds in a directory stands in the order of names, as bytes.
+    """
 
     directories: list[Directory] = Factory(list)
     size_bytes: int = 0
@@ -176,7 +237,8 @@ def plan_tree(root: int, beat: Callable[[], None], selection: Selection = EVERYT
     wanted: set[Parts] = {()}
     while todo:
         parts, info, spot = todo.pop()
-        directory = Directory(parts, stat.S_IMODE(info.st_mode) & 0o777, info.st_mtime_ns)
+        mode = stat.S_IMODE(info.st_mode) & 0o777
+        directory = Directory(parts, mode, info.st_mtime_ns, PackedFiles())
         plan.directories.append(directory)
         with explained(
             f"list {shown('/'.join(parts) or '.')}",
@@ -184,10 +246,9 @@ def plan_tree(root: int, beat: Callable[[], None], selection: Selection = EVERYT
         ):
             opened = enter(root, parts)
             try:
-                with os.scandir(opened) as entries:
-                    for entry in entries:
-                        beat()
-                        _sort_in(entry, directory, plan, todo, problems, opened, spot)
+                for name in _names(opened, beat):
+                    beat()
+                    _sort_in(name, directory, plan, todo, problems, opened, spot)
             finally:
                 os.close(opened)
         if spot.whole:
@@ -208,8 +269,17 @@ def refuse_all(problems: Sequence[str]) -> None:
         )
 
 
+def _names(directory: int, beat: Callable[[], None]) -> list[str]:
+    found = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            beat()
+            found.append(entry.name)
+    return sorted(found, key=os.fsencode)
+
+
 def _sort_in(
-    entry: os.DirEntry[str],
+    name: str,
     directory: Directory,
     plan: Plan,
     todo: list[_Waiting],
@@ -217,7 +287,7 @@ def _sort_in(
     opened: int,
     spot: Spot,
 ) -> None:
-    name, info = entry.name, entry.stat(follow_symlinks=False)
+    info = os.stat(name, dir_fd=opened, follow_symlinks=False)
     if stat.S_ISDIR(info.st_mode):
         below = spot.below(name)
         if below is not None and len(directory.parts) >= DEEPEST:

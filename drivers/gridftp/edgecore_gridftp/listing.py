@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Self
 
 from attrs import define, field, frozen
 
@@ -17,6 +18,7 @@ from edgecore.trees import (
     NAME_LIMIT_BYTES,
     Directory,
     File,
+    PackedFiles,
     Parts,
     Plan,
     is_part,
@@ -41,6 +43,17 @@ class RemoteFile(File):
 
     mode: int = field(kw_only=True)
     changed_s: int = field(kw_only=True)
+
+    @property
+    def numbers(self) -> tuple[int, int, int]:
+        """All that a listing says of it besides its name."""
+        return self.size_bytes, self.mode, self.changed_s
+
+    @classmethod
+    def listed(cls, name: str, numbers: tuple[int, int, int]) -> Self:
+        """Return the file that a listing has so."""
+        size_bytes, mode, changed_s = numbers
+        return cls(name, name, size_bytes, mode=mode, changed_s=changed_s)
 
 
 @define
@@ -166,7 +179,7 @@ def _sort_in(
 
 
 def _directory(parts: Parts, found: Entry) -> Directory:
-    return Directory(parts, found.mode & 0o777, found.changed_s * _NS)
+    return Directory(parts, found.mode & 0o777, found.changed_s * _NS, PackedFiles(RemoteFile))
 
 
 def _file(name: str, found: Entry) -> RemoteFile:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Self
 
 from attrs import define, frozen
 
@@ -18,6 +19,7 @@ from edgecore.trees import (
     Directory,
     File,
     Link,
+    PackedFiles,
     Parts,
     Plan,
     is_part,
@@ -42,6 +44,16 @@ class RemoteFile(File):
 
     mode: int
     changed_s: int
+
+    @property
+    def numbers(self) -> tuple[int, int, int]:
+        """All that a listing says of it besides its name."""
+        return self.size_bytes, self.mode, self.changed_s
+
+    @classmethod
+    def listed(cls, name: str, numbers: tuple[int, int, int]) -> Self:
+        """Return the file that a listing has so."""
+        return cls(name, name, *numbers)
 
 
 def below(base: bytes, parts: Sequence[str]) -> bytes:
@@ -188,7 +200,8 @@ def _sort_in(
 
 
 def _directory(parts: Parts, found: Attributes) -> Directory:
-    return Directory(parts, stat.S_IMODE(found.mode or 0o755) & 0o777, (found.changed_s or 0) * _NS)
+    mode = stat.S_IMODE(found.mode or 0o755) & 0o777
+    return Directory(parts, mode, (found.changed_s or 0) * _NS, PackedFiles(RemoteFile))
 
 
 def _file(name: str, found: Attributes) -> RemoteFile:
