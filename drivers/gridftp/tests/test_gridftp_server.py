@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from edgecore_gridftp import GridFtpTransfer
+from edgecore_gridftp import GridFtpTransfer, work
 from edgecore_gridftp.client import Client, Load
 from edgecore_gridftp.place import parse_url
 from testbed.grid import Grid
@@ -31,8 +31,9 @@ __all__ = ["grid", "gridftp", "gridftp_anonymous", "gridftp_needed"]
 
 pytestmark = pytest.mark.slow
 
-_LONG_BYTES = 80 * 1024 * 1024
-_PART_BYTES = 70 * 1024 * 1024
+_PARALLEL_BYTES = 80 * 1024 * 1024
+_LONG_BYTES = 8 * 1024 * 1024
+_PART_BYTES = 6 * 1024 * 1024
 
 Open = Callable[..., GridFtpTransfer]
 
@@ -237,6 +238,7 @@ def test_a_directory_of_thousands_of_names_is_listed_whole(
 def test_a_long_file_is_continued_and_written_anew_where_that_proves_wrong(
     way: str, wrong: bool, opened: Open, gridftp: GridFtp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(work, "_ALONE_BYTES", _LONG_BYTES)
     content = random_bytes(_LONG_BYTES)
     source, target = tmp_path / "from", tmp_path / "to"
     source.mkdir()
@@ -264,7 +266,7 @@ def test_a_long_file_is_continued_and_written_anew_where_that_proves_wrong(
 def test_a_long_file_goes_by_parallel_streams_both_ways(
     opened: Open, gridftp: GridFtp, tmp_path: Path
 ) -> None:
-    content = random_bytes(_LONG_BYTES)
+    content = random_bytes(_PARALLEL_BYTES)
     (tmp_path / "from").mkdir()
     (tmp_path / "from" / "long").write_bytes(content)
     driver, url = opened(parallel=3, parallel_from_mb=64), gridftp.url + quote(str(tmp_path / "far"))
@@ -327,7 +329,7 @@ def test_nothing_listens_here_where_the_site_says_so(
 ) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
-    for number in range(20):
+    for number in range(8):
         (tree / f"{number}").write_bytes(random_bytes(2 * 1024 * 1024, number))
     driver, ended, seen = opened(listen=listen), threading.Event(), list[int]()
 
