@@ -15,6 +15,7 @@ from typing import Final
 
 from attrs import define, evolve, field, frozen
 
+from edgecore import serial
 from edgecore.admission import Admission
 from edgecore.backoff import Backoff
 from edgecore.balsam import Actions
@@ -30,7 +31,7 @@ from edgecore.errors import BrokerUnavailable, SchedulerUnavailable, ServiceBrok
 from edgecore.grounds import take_grounds
 from edgecore.intake import Intake
 from edgecore.metrics import Metrics, open_metrics
-from edgecore.models import Application, Job, JobState, SiteContext
+from edgecore.models import Application, Job, JobDefinition, JobState, Plan, SiteContext, StatusMessage
 from edgecore.outbox import Outbox
 from edgecore.partners import open_batch_system, open_broker, open_place
 from edgecore.processes import end_all
@@ -108,6 +109,7 @@ class Balsam:
         only `stop` ends it.
         """
         config = self.config
+        serial.learn(JobDefinition, Plan, StatusMessage)
         with ExitStack() as stack:
             grounds = take_grounds(config)
             stack.callback(grounds.close)
