@@ -45,7 +45,8 @@ _ADVICE: Final = (
         "what has expired cannot be renewed: put a new proxy there, or use --passphrase-file",
     ),
     (
-        r"invalid credential passphrase|Bad password|PAM authentication",
+        # One wrong passphrase of 256 decrypts to something, which then is no key.
+        r"invalid credential passphrase|Bad password|PAM authentication|asn1 encoding routines",
         "compare the passphrase with the one that myproxy-init was given",
     ),
     (

@@ -117,6 +117,11 @@ def test_the_command_says_in_which_way_the_proxy_is_to_be_had() -> None:
     [
         ("ERROR from myproxy-server:; Bad password; invalid credential passphrase", "compare the passphrase"),
         ("PAM authentication failed: System error", "compare the passphrase"),
+        (
+            "error:068000A8:asn1 encoding routines::wrong tag; error:0688010A:asn1 encoding routines::nested asn1 error; "
+            "Type=PKCS8_PRIV_KEY_INFO",
+            "compare the passphrase",
+        ),
         ('No credentials exist for username "nobodyhere".', "have its owner store one"),
         ("Unable to connect to 127.0.0.1:17599; Connection refused", "does it run"),
         ("no passphrase; authentication failed", "authorized_renewers"),
@@ -325,7 +330,6 @@ def test_what_the_tool_says_comes_with_what_to_do_and_the_present_proxy_stays(
     wrong = secret(tmp_path / "wrong", "shut sesame")
     words = ask("--passphrase-file", str(wrong))
     assert "edgecore-myproxy-renew: no proxy for alice at localhost:" in words
-    assert "invalid credential passphrase" in words
     assert "compare the passphrase" in words
     words = ask("--passphrase-file", str(passphrase), user="nobody-here")
     assert 'No credentials exist for username "nobody-here"' in words
