@@ -2,7 +2,8 @@
 
 All of them talk to one private sshd on loopback, with the same key, and each with the cipher that is its
 default; the driver prefers one that processors compute by themselves, and ``sftp gcm`` shows what that alone is worth.
-The driver also syncs what it writes and, unless only sizes are asked for, has both sides compute SHA-256.
+The driver also syncs what it writes and, unless only sizes are asked for, has both sides compute SHA-256: what that costs is shown.
+Without OpenSSH it is held against paramiko at its best: AES-GCM, its own window (a larger one makes it slower), several files at once.
 Rounds are interleaved and their order turns. A ratio is the other's time divided by ours: 1 means as fast, more
 means faster. Client and server share the processors of one machine, which no real transfer does.
 """
@@ -18,10 +19,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
+import paramiko
 from attrs import frozen
 from edgecore_scp import ScpTransfer
 
@@ -38,6 +41,8 @@ _MEBIBYTE: Final = 1024 * 1024
 _GCM: Final = "aes128-gcm@openssh.com"
 _TARGET: Final = 0.9
 _OURS: Final = ("edgecore", "edgecore, sizes only", "edgecore, no OpenSSH")
+_PARAMIKO: Final = "paramiko gcm"
+_CHANNELS: Final = 4
 
 Way = Callable[[Path, Path], None]
 
@@ -62,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> bool:
     big = (128 if chosen.quick else 1024) * _MEBIBYTE
     many = 200 if chosen.quick else 1000
     cases = [_Case(f"1 x {big // _MEBIBYTE} MiB", 1, big), _Case(f"{many:,} x 100 kB", many, 100_000)]
-    print(f"{'what':18} {'how':22} {'seconds':>24} {'MB/s':>7} {'ours / it':>10}")
+    print(f"{'what':18} {'how':22} {'seconds':>24} {'MB/s':>7} {'its time / ours':>18}")
     met = True
     with (
         tempfile.TemporaryDirectory(dir=chosen.directory, prefix="scp-") as place,
@@ -106,24 +111,26 @@ def _measure(case: _Case, direction: str, place: Path, server: Sshd, rounds: int
 
 
 def _show(case: _Case, direction: str, times: Mapping[str, Sequence[float]]) -> bool:
-    ours = statistics.median(times[_OURS[1]])
-    best = min(statistics.median(found) for name, found in times.items() if name not in _OURS)
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    best = min(median for name, median in medians.items() if name not in (*_OURS, _PARAMIKO))
     for name, found in times.items():
-        median = statistics.median(found)
+        median = medians[name]
         rate = case.files * case.size_bytes / 1e6 / median
-        ratios = (
-            [f"{median / statistics.median(times[one]):.2f}" for one in _OURS[:2]]
-            if name not in _OURS
-            else []
-        )
+        ratios = [f"{median / medians[one]:.2f}" for one in _OURS] if name not in _OURS else []
         seconds = f"{median:.2f} ({min(found):.2f} to {max(found):.2f})"
-        print(f"{direction} {case.name:14} {name:22} {seconds:>24} {rate:7.0f} {' | '.join(ratios):>14}")
-    verdict = "met" if best / ours >= _TARGET else "MISSED"
+        print(f"{direction} {case.name:14} {name:22} {seconds:>24} {rate:7.0f} {' | '.join(ratios):>18}")
+    met = True
+    for ours, other, bare in ((_OURS[1], "the best", best), (_OURS[2], _PARAMIKO, medians[_PARAMIKO])):
+        ratio = bare / medians[ours]
+        met &= ratio >= _TARGET
+        verdict = "met" if ratio >= _TARGET else "MISSED"
+        print(f"{direction} {case.name:14} {ours} beside {other}: {ratio:.2f}, target {_TARGET}: {verdict}")
+    cost = medians[_OURS[0]] / medians[_OURS[1]]
     print(
-        f"{direction} {case.name:14} {_OURS[1]} beside the best: {best / ours:.2f}, target {_TARGET}: {verdict}",
+        f"{direction} {case.name:14} checksums on both sides take {cost:.2f} times the time without",
         flush=True,
     )
-    return best / ours >= _TARGET
+    return met
 
 
 @contextmanager
@@ -157,6 +164,7 @@ def _ways(direction: str, place: Path, server: Sshd) -> Iterator[Mapping[str, Wa
     }
     if shutil.which("rsync"):
         ways["rsync"] = rsync
+    ways[_PARAMIKO] = lambda source, target: _paramiko(server, direction, source, target)
     drivers = {
         _OURS[0]: _driver(place, server),
         _OURS[1]: _driver(place, server, checksums=False),
@@ -190,6 +198,37 @@ def _way(driver: ScpTransfer, direction: str, root: str) -> Way:
             driver.fetch(url=f"{root}{source}", directory=target, progress=lambda update: None)
 
     return carry
+
+
+def _paramiko(server: Sshd, direction: str, source: Path, target: Path) -> None:
+    """Bring a directory of files by paramiko alone, several at once over one connection."""
+    key = paramiko.PKey.from_path(server.key)
+    with closing(paramiko.Transport(("127.0.0.1", server.port))) as transport:
+        transport.get_security_options().ciphers = (_GCM,)
+        transport.connect(username=server.user, pkey=key)
+        names = sorted(os.listdir(source))
+        clients = [_client(transport) for _ in range(min(_CHANNELS, len(names)))]
+        if direction == "put":
+            clients[0].mkdir(str(target))
+        else:
+            target.mkdir()
+
+        def carry(number: int) -> None:
+            client = clients[number]
+            for name in names[number :: len(clients)]:
+                if direction == "put":
+                    client.put(str(source / name), str(target / name), confirm=False)
+                else:
+                    client.get(str(source / name), str(target / name))
+
+        with ThreadPoolExecutor(len(clients)) as pool:
+            list(pool.map(carry, range(len(clients))))
+
+
+def _client(transport: paramiko.Transport) -> paramiko.SFTPClient:
+    client = paramiko.SFTPClient.from_transport(transport)
+    assert client is not None
+    return client
 
 
 def _run(command: Sequence[str], stdin: str = "") -> None:
