@@ -6,6 +6,7 @@ own, beside the client's. No data connection is ever opened here: listings come 
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 import time
@@ -31,6 +32,9 @@ _ERROR: Final = 400
 _SEALED: Final = (b"631", b"632", b"633")
 _DONE: Final = 230
 _END: Final = b"\r\n"
+_TRUSTED_S: Final = 2.0
+"""A channel that rested no longer is not asked whether it lives: on a long way that costs as much as any command."""
+_SIGN_OF_LIFE_S: Final = 5.0
 _SLOWEST_BYTES_S: Final = 20e6
 """How fast a server computes checksums, at least."""
 _ALGORITHMS: Final = ("SHA256", "SHA512", "SHA1", "MD5", "ADLER32")
@@ -48,7 +52,7 @@ class Server:
 
 @define(eq=False)
 class Control:
-    """One connection; used by one thread at a time."""
+    """One connection; used by one thread at a time, and by one transfer after the other."""
 
     server: Server
     tally: Tally
@@ -61,6 +65,10 @@ class Control:
     """Whether it gives signs of life while it reads a long file."""
     _more_s: float = field(default=0.0, init=False)
     """How much longer than usual it may take for an answer."""
+    _flying: int = field(default=0, init=False)
+    """How many answers are still to come."""
+    _heard: float = field(default=0.0, init=False)
+    """When the last one came."""
     _raw: bytearray = field(factory=bytearray, init=False)
     _plain: bytearray = field(factory=bytearray, init=False)
 
@@ -122,6 +130,39 @@ class Control:
         if self._socket is not None:
             self._socket.close()
 
+    # ----------------------------------------------------------------- from transfer to transfer
+
+    @property
+    def answered(self) -> bool:
+        """Tell whether nothing is still to come, so that the next one who asks gets the answer to what it asked."""
+        return not (self.broken or self._flying or self._raw or self._plain)
+
+    def resumed(self, tally: Tally) -> bool:
+        """Go on for another transfer; tell whether it still lives, and hang up if not."""
+        self.tally, self._more_s = tally, 0.0
+        alive = self.answered and not self._speaks_unasked()
+        if alive and time.monotonic() - self._heard > _TRUSTED_S:
+            alive = self._answers_soon()
+        if not alive:
+            self.close()
+        return alive
+
+    def _speaks_unasked(self) -> bool:
+        """Tell whether there is something to read: a farewell, or the end."""
+        waiting = select.poll()
+        assert self._socket is not None
+        waiting.register(self._socket, select.POLLIN)
+        return bool(waiting.poll(0))
+
+    def _answers_soon(self) -> bool:
+        self._more_s = min(_SIGN_OF_LIFE_S - self.server.answer_s, 0.0)
+        try:
+            return self.ask(b"NOOP").code < _ERROR
+        except (TransferInterrupted, TransferRefused):
+            return False
+        finally:
+            self._more_s = 0.0
+
     # ------------------------------------------------------------------------------- commands
 
     def ask(self, command: bytes) -> Reply:
@@ -131,7 +172,7 @@ class Control:
 
     def exchange(self, commands: Iterable[bytes]) -> Iterator[Reply]:
         """Send commands, many in flight; yield their final answers in order. Raises TransferInterrupted."""
-        todo, flying, more = iter(commands), 0, True
+        todo, more, flying = iter(commands), True, 0
         try:
             while more or flying:
                 fresh = list[bytes]()
@@ -142,11 +183,13 @@ class Control:
                         break
                     fresh.append(command)
                     flying += 1
+                self._flying = flying
                 if fresh:
                     self._send(fresh)
                 if flying:
                     reply = self._final()
-                    flying -= 1
+                    self._heard = time.monotonic()
+                    self._flying = flying = flying - 1
                     yield reply
         finally:
             if flying:
@@ -209,6 +252,7 @@ class Control:
         for path, reply in zip(wanted, self.exchange(commands), strict=True):
             self.tally.beat()
             if reply.code >= _ERROR:
+                self._more_s = 0.0
                 raise trouble(f"compute the checksum of {names(path)}", reply.words, transient=MISSING)
             yield reply.lines[0].strip().decode("ascii", "replace").lower()
         self._more_s = 0.0
@@ -298,7 +342,7 @@ class Control:
             try:
                 came = self._socket.recv(_READ_BYTES)
             except TimeoutError:
-                if self._more_s:
+                if self._more_s > 0:
                     self.tally.beat()
                 self.tally.check()
                 if time.monotonic() > deadline:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -33,8 +32,9 @@ from edgecore.models import (
 from edgecore.parts import own_directory
 from edgecore.selection import Selection
 from edgecore.trees import explained, shown
+from edgecore_gridftp.channels import Channels
 from edgecore_gridftp.client import PROGRAM, Client
-from edgecore_gridftp.control import Control, Server
+from edgecore_gridftp.control import Server
 from edgecore_gridftp.deliver import Delivery
 from edgecore_gridftp.examining import findings
 from edgecore_gridftp.fetch import Fetching
@@ -62,6 +62,8 @@ class GridFtpTransfer(Transfer):
     """The name that a server's certificate must have, such as ``/DC=org/CN=dtn``; by default that of the URL's host."""
     answer_s: Annotated[float, Between(0.1, 3600)] = 60.0
     """Seconds that a server may take to accept a connection, and for each answer on it."""
+    idle_s: Annotated[float, Between(0.1, 86_400)] = 60.0
+    """Close a control channel that no transfer used for so many seconds; until then the next one of any job takes it."""
     no_progress_s: Annotated[float, Between(0.1, 86_400)] = 300.0
     """Give up when no byte moved for so many seconds."""
     checksum: Literal["sha256", "sha512", "sha1", "md5", "adler32", "none"] = "sha256"
@@ -84,12 +86,14 @@ class GridFtpTransfer(Transfer):
     """How many names a tree may have that is fetched."""
 
     _site: SiteContext | None = field(init=False, default=None, repr=False)
+    _channels: Channels | None = field(init=False, default=None, repr=False)
     _turns: threading.BoundedSemaphore = field(init=False, repr=False)
 
     @hookimpl
     def open(self, site: SiteContext) -> TransferProfile:
         """Look for the client; no server is asked yet."""
         self._site = site
+        self._channels = Channels(self.idle_s)
         self._turns = threading.BoundedSemaphore(self.streams)
         return TransferProfile(version=self._client(secure=False).program or f"without {PROGRAM}")
 
@@ -99,11 +103,8 @@ class GridFtpTransfer(Transfer):
         place = parse_url(url)
 
         def work(tally: Tally) -> str:
-            with (
-                own_directory(directory, make=True) as target,
-                closing(self._trip(place, url, tally)) as trip,
-            ):
-                source = self._source(trip, place, url)
+            with own_directory(directory, make=True) as target:
+                source = self._source(self._trip(place, url, tally), place, url)
                 Fetching(source, target, shown(directory), source.trip).run()
                 return source.trip.verified
 
@@ -117,12 +118,10 @@ class GridFtpTransfer(Transfer):
         place = parse_url(url)
 
         def work(tally: Tally) -> str:
-            with (
-                own_directory(directory, make=False) as source,
-                closing(self._trip(place, url, tally)) as trip,
-            ):
+            trip = self._trip(place, url, tally)
+            with own_directory(directory, make=False) as source:
                 Delivery(LocalSource(source, shown(directory), tally, selection), trip).run()
-                return trip.verified
+            return trip.verified
 
         return self._carried(progress, f"from {shown(directory)} to {url}", work)
 
@@ -136,12 +135,9 @@ class GridFtpTransfer(Transfer):
             raise TransferRefused(f"cannot carry from {source} to {target} directly: their schemes differ")
 
         def work(tally: Tally) -> str:
-            with (
-                closing(self._trip(there, source, tally)) as far,
-                closing(self._trip(here, target, tally)) as trip,
-            ):
-                Delivery(self._source(far, there, source), trip).run()
-                return trip.verified
+            trip = self._trip(here, target, tally)
+            Delivery(self._source(self._trip(there, source, tally), there, source), trip).run()
+            return trip.verified
 
         return self._carried(progress, f"from {source} to {target}", work)
 
@@ -150,7 +146,7 @@ class GridFtpTransfer(Transfer):
         """Tell whether *url* exists and may be read, moving nothing."""
         try:
             place = parse_url(url)
-            with closing(Control(self._server(place), Tally()).connect()) as control:
+            with self._pool.channel(self._server(place), Tally()) as control:
                 found = control.look(f"find {url}", place.path)
                 if found.is_directory:
                     control.do(f"list {url}", b"MLSC " + place.path)
@@ -170,7 +166,9 @@ class GridFtpTransfer(Transfer):
 
     @hookimpl
     def close(self) -> Closed:
-        """Do nothing: connections live as long as a transfer."""
+        """Hang up everywhere."""
+        if self._channels is not None:
+            self._channels.close()
         return Closed()
 
     # ------------------------------------------------------------------------------ helpers
@@ -180,6 +178,12 @@ class GridFtpTransfer(Transfer):
         if self._site is None:
             raise TransferInterrupted("the driver was not opened; open it first")
         return self._site
+
+    @property
+    def _pool(self) -> Channels:
+        if self._channels is None:
+            raise TransferInterrupted("the driver was not opened; open it first")
+        return self._channels
 
     @property
     def _credential(self) -> Credential:
@@ -222,7 +226,8 @@ class GridFtpTransfer(Transfer):
             parallel_from_bytes=self.parallel_from_mb * _MEGABYTE,
             listen=self.listen,
         )
-        return Trip(self._server(place), self._client(secure=place.secure), place.path, url, ways, tally)
+        client = self._client(secure=place.secure)
+        return Trip(self._server(place), self._pool, client, place.path, url, ways, tally)
 
     def _source(self, trip: Trip, place: Place, url: str) -> RemoteSource:
         """Look what *url* is; for a file, the trip goes to the directory that holds it."""

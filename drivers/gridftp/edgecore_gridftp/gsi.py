@@ -9,6 +9,7 @@ checks signing policies, too.
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import ssl
 from collections.abc import Callable
@@ -44,17 +45,20 @@ class Credential:
 
     def ends(self) -> datetime:
         """Return when the first certificate of the proxy expires. Raises OSError, ValueError."""
-        certificates = x509.load_pem_x509_certificates(Path(self.proxy).read_bytes())
-        return min(certificate.not_valid_after_utc for certificate in certificates)
+        return _first_end(Path(self.proxy).read_bytes())
 
-    def check(self) -> None:
-        """See that the proxy is there and has not expired. Raises TransferInterrupted: it may be renewed."""
+    def check(self) -> bytes:
+        """See that the proxy is there and has not expired; return what tells it from the next one in the same file.
+
+        Raises TransferInterrupted: it may be renewed.
+        """
         if not self.proxy:
             raise TransferRefused(
                 "gsiftp:// needs a grid proxy: name its file in the site's table (proxy = ...)"
             )
         try:
-            ends = self.ends()
+            content = Path(self.proxy).read_bytes()
+            ends = _first_end(content)
         except OSError as error:
             words = f"cannot read the grid proxy {self.proxy}: {error.strerror}; {_RENEW}"
             raise TransferInterrupted(words) from error
@@ -64,6 +68,7 @@ class Credential:
             raise TransferInterrupted(
                 f"the grid proxy {self.proxy} expired at {ends:%Y-%m-%d %H:%M} UTC; {_RENEW}"
             )
+        return hashlib.sha256(content).digest()
 
     def context(self) -> ssl.SSLContext:
         """Return how to speak TLS as this credential. Raises TransferInterrupted."""
@@ -178,6 +183,11 @@ class Seal:
             while more := self.tls.read(_READ_BYTES):
                 content += more
         return content
+
+
+def _first_end(content: bytes) -> datetime:
+    certificates = x509.load_pem_x509_certificates(content)
+    return min(certificate.not_valid_after_utc for certificate in certificates)
 
 
 def name_of(name: x509.Name) -> str:

@@ -15,6 +15,7 @@ from attrs import Factory, define, field, frozen
 
 from edgecore.carrying import Tally
 from edgecore.trees import File, Parts, Plan, shown
+from edgecore_gridftp.channels import Channels
 from edgecore_gridftp.client import Client
 from edgecore_gridftp.control import Control, Server
 from edgecore_gridftp.place import below
@@ -77,6 +78,7 @@ class Trip:
     """One transfer, seen from one server."""
 
     server: Server
+    channels: Channels
     client: Client
     base: bytes
     """The directory there."""
@@ -86,28 +88,14 @@ class Trip:
     tally: Tally = Factory(Tally)
     algorithm: str = ""
     """The checksum that is compared; empty: sizes only."""
-    _idle: list[Control] = Factory(list)
     _lock: threading.Lock = field(factory=threading.Lock)
 
     @contextmanager
     def control(self) -> Iterator[Control]:
-        """Borrow a connection; the first one tells what the server can do."""
-        with self._lock:
-            borrowed = self._idle.pop() if self._idle else None
-        borrowed = borrowed or Control(self.server, self.tally).connect()
-        self.algorithm = borrowed.algorithm(self.ways.checksum) if self.ways.checksum else ""
-        try:
+        """Borrow a channel, which tells what the server can do."""
+        with self.channels.channel(self.server, self.tally) as borrowed:
+            self.algorithm = borrowed.algorithm(self.ways.checksum) if self.ways.checksum else ""
             yield borrowed
-        finally:
-            with self._lock:
-                if not borrowed.broken:
-                    self._idle.append(borrowed)
-
-    def close(self) -> None:
-        """Hang up everywhere."""
-        with self._lock:
-            while self._idle:
-                self._idle.pop().close()
 
     @property
     def verified(self) -> str:

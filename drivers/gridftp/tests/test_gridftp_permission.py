@@ -76,13 +76,14 @@ def near(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def driver(server: GridFtp, open_grid: Grid, tmp_path: Path) -> GridFtpTransfer:
+def driver(server: GridFtp, open_grid: Grid, tmp_path: Path) -> Iterator[GridFtpTransfer]:
     """Compare by checksums."""
     made = GridFtpTransfer(
         proxy=str(server.proxy), authorities=str(open_grid.authorities), options=("-dcstack", server.stack)
     )
     made.open(site=SiteContext(site="theta", work_directory=tmp_path))
-    return made
+    yield made
+    made.close()
 
 
 def _planted(directory: Path) -> None:

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ Open = Callable[..., GridFtpTransfer]
 
 
 @pytest.fixture
-def opened(tmp_path: Path, gridftp: GridFtp) -> Open:
+def opened(tmp_path: Path, gridftp: GridFtp) -> Iterator[Open]:
     """Open a driver for the server of the grid, with other keys where they are given."""
     work = tmp_path / "work"
     work.mkdir()
@@ -50,9 +50,11 @@ def opened(tmp_path: Path, gridftp: GridFtp) -> Open:
             known |= {"proxy": str(server.proxy), "authorities": str(server.grid.authorities)}
         driver = GridFtpTransfer(**{**known, **settings})
         driver.open(site=SiteContext(site="theta", work_directory=work))
+        stack.enter_context(closing(driver))
         return driver
 
-    return make
+    with ExitStack() as stack:
+        yield make
 
 
 @pytest.fixture
@@ -219,15 +221,12 @@ def test_a_directory_of_thousands_of_names_is_listed_whole(
         (tree / f"{number}").touch()
     driver, place = opened(), parse_url(gridftp.url + quote(str(tree)))
 
-    with closing(driver._trip(place, gridftp.url, Tally())) as trip:
-        plan = driver._source(trip, place, gridftp.url).plan()
+    plan = driver._source(driver._trip(place, gridftp.url, Tally()), place, gridftp.url).plan()
 
     assert {f"{number}" for number in range(2500)} == {file.name for file in plan.directories[0].files}
-    with (
-        pytest.raises(TransferRefused, match="more names than a transfer may have"),
-        closing(opened(max_entries=2400)._trip(place, gridftp.url, Tally())) as trip,
-    ):
-        opened(max_entries=2400)._source(trip, place, gridftp.url).plan()
+    strict = opened(max_entries=2400)
+    with pytest.raises(TransferRefused, match="more names than a transfer may have"):
+        strict._source(strict._trip(place, gridftp.url, Tally()), place, gridftp.url).plan()
 
 
 # ---------------------------------------------------------------------------------- resuming

@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -63,11 +64,12 @@ def carry(tmp_path: Path, gridftp: GridFtp, source: Path, target: Path) -> Carry
             **settings,
         )
         driver.open(site=SiteContext(site="theta", work_directory=tmp_path))
-        if way == "fetch":
-            url = gridftp.url + quote(str(source))
-            return driver.fetch(url=url, directory=target, progress=_ignored)
-        url = gridftp.url + quote(str(target))
-        return driver.deliver(directory=source, url=url, progress=_ignored, selection=EVERYTHING)
+        with closing(driver):
+            if way == "fetch":
+                url = gridftp.url + quote(str(source))
+                return driver.fetch(url=url, directory=target, progress=_ignored)
+            url = gridftp.url + quote(str(target))
+            return driver.deliver(directory=source, url=url, progress=_ignored, selection=EVERYTHING)
 
     return go
 

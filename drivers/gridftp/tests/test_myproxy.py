@@ -364,6 +364,7 @@ def test_what_it_brings_opens_the_door_of_a_gridftp_server(
         report = driver.fetch(
             url=f"{server.url}{tmp_path}/source", directory=tmp_path / "here", progress=lambda update: None
         )
+        driver.close()
     assert "content" == (tmp_path / "here" / "file").read_text()
     assert 1 == report.files
 
