@@ -20,6 +20,7 @@ def make_site(
     grace_s: float = 2,
     lost_after_s: float = 4,
     messaging: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
     more: str = "",
 ) -> Site:
     """Lay out a site whose batch system is `fork`, with an application ``ledger``."""
@@ -27,6 +28,7 @@ def make_site(
         base,
         scheduling={"driver": "fork", "slots": slots, "poll_interval_s": 0.2, "idle_s": 3},
         messaging=messaging,
+        environment=environment,
         timing={"poll_interval_s": poll_s, "grace_s": grace_s, "lost_after_s": lost_after_s},
         more=more,
     )
