@@ -212,6 +212,7 @@ class Engine:
     def _beat(self) -> None:
         self.beat()
         self._loop.after(_BEAT_S, self._beat)
+        self._look_in_lanes()  # where a thread could not be started, nothing else may ever happen
 
     def _mistaken(self, error: Exception) -> None:
         """Alarm people of what must not end the service for all other jobs."""
@@ -558,6 +559,9 @@ class Engine:
                 if job.sequence > sequence:
                     sequence = job.sequence
                     self._tell(job)
+        self._look_in_lanes()
+
+    def _look_in_lanes(self) -> None:
         for lane in self._running.values():
             lane.look_again()
 

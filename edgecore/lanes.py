@@ -72,9 +72,9 @@ class Lane(Generic[T]):
             self._changed.notify()
 
     def look_again(self) -> None:
-        """Note that there may be more room now."""
+        """Note that there may be more room now, or threads to be had."""
         with self._changed:
-            if self._waiting and self._threads == 0:
+            if self._waiting and self._idle == 0 and self._threads < self._most:  # one could not be started
                 self._start_thread()
             self._wake()
 

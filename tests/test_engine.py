@@ -66,6 +66,26 @@ def test_a_service_shows_that_it_moves_while_it_waits_works_and_drains(
     edge.scheduling.may_look.set()
 
 
+@pytest.mark.slow
+def test_a_job_goes_on_whose_thread_could_not_be_started_though_nothing_else_happens(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgecore.engine._BEAT_S", 0.01)
+    start, refused = threading.Thread.start, list[str]()
+
+    def sparing(thread: threading.Thread) -> None:
+        if thread.name.startswith("edgecore-submitting") and not refused:
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", sparing)
+    edge.start()
+    edge.send()
+    edge.wait("job", S.JOB_FINISHED)
+    assert 1 == len(refused)
+
+
 def test_a_new_job_with_nothing_to_stage_or_prepare_becomes_durable_where_it_can_be_submitted(
     edge: Edge, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -237,3 +237,20 @@ def test_a_thread_that_cannot_be_started_delays_work_and_loses_none(
     assert [] == work.groups
     work.lane.look_again()
     assert [["a"], ["b"]] == work.begun(2)
+
+
+def test_a_thread_that_could_not_be_started_is_started_later_though_others_work(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    work = make(2)
+    work.lane.put(["long"], "long")
+    work.begun(1)
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refused)
+        work.lane.put(["short"], "short")
+    assert 1 == len(work.groups)
+    work.lane.look_again()
+    assert [["long"], ["short"]] == work.begun(2)
