@@ -186,7 +186,10 @@ class CredentialWatch:
     marks: Collection[bytes]
     """What of it only such commands of this service carry, besides the credential's name."""
     expiring: Callable[[Credential, str, str], None]
-    """Hears, once, that it expires soon and has not been renewed: in words for us, and in words for outside."""
+    """Hears, once, that it expires soon and has not been renewed: in words for us, and in words for outside.
+
+    Raises StoreError where that is to be told again at the next look.
+    """
     usable: Callable[[], None]
     """Called at every look that finds it usable, so that nobody waits in vain."""
     unusable: Callable[[], None]
@@ -344,9 +347,13 @@ class CredentialWatch:
         words = f"{self._table.file} {not_renewed}{last}"
         self.alarms.raise_once(expiry, words)
         if self._announced != seen.expires:
-            self._announced = seen.expires
             tried = "; the last renewal failed" if self._complaint else ""
-            self.expiring(self.credential, words, f"the credential {name} {not_renewed}{tried}")
+            try:
+                self.expiring(self.credential, words, f"the credential {name} {not_renewed}{tried}")
+            except StoreError as error:
+                log.warning("credential %s: nobody outside could be told that it expires: %s", name, error)
+            else:
+                self._announced = seen.expires
 
     def _pause_s(self) -> float:
         """Return seconds until something can change by the clock, or the files are to be looked at again."""
@@ -369,12 +376,15 @@ def watch_credentials(
 ) -> Iterator[CredentialWatch]:
     """Return what watches each credential of a service; listeners and the status queue hear of what expires."""
     warned = Warned(config.store.with_name(f"{config.store.name}.warned"))
+    heard: dict[str, int] = {}  # by listeners, who do not wait for the store
 
     def expiring(credential: Credential, words: str, outside: str) -> None:
         name, expires = credential.table.name, credential.seen.expires
         if warned.of(name) == expires:
             return  # a former service has said so
-        listeners.credential_expiring(name=name, expires=expires, message=words)
+        if heard.get(name) != expires:
+            heard[name] = expires
+            listeners.credential_expiring(name=name, expires=expires, message=words)
         warning = WarningMessage(
             warning="credential_expiring",
             site=config.site,
@@ -383,11 +393,7 @@ def watch_credentials(
             time=iso(credential.clock.now()),
             message=outside,
         )
-        try:
-            engine.store.reply(serial.to_json(warning), None).result()
-        except StoreError as error:
-            log.warning("credential %s: nobody outside is told that it expires: %s", name, error)
-            return
+        engine.store.reply(serial.to_json(warning), None).result()
         engine.on_commit()
         warned.note(name, expires)
 

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,13 @@ from edgecore.clock import Clock, iso
 from edgecore.config import CredentialTable, MetricsTable
 from edgecore.credentials import Credential, CredentialWatch, open_credentials
 from edgecore.doctor.credentials import credential_checks
-from edgecore.errors import ConfigurationError, TransferInterrupted, TransferRefused
+from edgecore.errors import ConfigurationError, StoreError, TransferInterrupted, TransferRefused
 from edgecore.hookspecs import Lifecycle, hookimpl
 from edgecore.models import Intent, TransferProgress, TransferReport, WarningMessage
 from edgecore.models import JobState as S
 from edgecore.processes import process_start
 from edgecore.reader import Reader
+from edgecore.store import Store
 from edgecore.testing.site import DEADLINE_S
 from edgecore.warned import Warned
 
@@ -569,6 +571,28 @@ def test_what_was_told_once_is_told_again_only_when_it_changes(edge: Edge, proxy
         edge.until(lambda heard=heard: len(edge.broker.sent) >= heard)  # type: ignore[misc]
         edge.stop()
         assert heard == len(listener.heard) == len(edge.broker.sent)
+
+
+@pytest.mark.slow
+def test_what_could_not_be_told_outside_is_told_when_the_store_can_be_written_again(
+    edge: Edge, proxy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reply, refused = Store.reply, list[Future[None]]()
+
+    def full(store: Store, body: str, key: str | None) -> Future[None]:
+        if len(refused) == 2:
+            return reply(store, body, key)
+        refused.append(Future())
+        refused[-1].set_exception(StoreError("the disk is full"))
+        return refused[-1]
+
+    monkeypatch.setattr(Store, "reply", full)
+    write_proxy(proxy, 600)
+    listener = Announced()
+    edge.plugins.append(listener)
+    edge.start()
+    edge.until(lambda: bool(edge.broker.sent))
+    assert (2, 1, 1) == (len(refused), len(listener.heard), len(edge.broker.sent))
 
 
 def test_a_memory_of_warnings_that_cannot_be_read_or_written_only_lets_us_warn_again(tmp_path: Path) -> None:
