@@ -189,14 +189,15 @@ def _content(file: IO[bytes]) -> bytes:
 
 
 def _kill_group(process: subprocess.Popen[bytes], ending_s: float) -> None:
+    """End a command; one that has become another account's, as by sudo, is left behind like one stuck in the kernel."""
     try:
         if ending_s:
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGTERM)
             with _watched(process) as ends_within:
                 ends_within(ending_s)
     finally:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the kernel: leave it behind
         process.wait(_DYING_S)

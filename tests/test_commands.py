@@ -252,6 +252,15 @@ def test_a_command_may_be_asked_to_end_before_it_is_killed(tmp_path: Path) -> No
     wait_for(lambda: ended(int(note.read_text())))
 
 
+def test_a_command_that_we_may_not_kill_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(group: int, number: int) -> None:
+        os.kill(group, signal.SIGKILL)  # for it to leave nothing behind
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "killpg", refused)
+    assert run(["sleep", "600"], timeout_s=0.01, ending_s=20).timed_out
+
+
 def test_a_command_that_has_ended_is_answered_although_nobody_wants_it_now() -> None:
     assert (0, b"done\n") == (
         *((result := shell("echo done", unwanted=lambda: True)).exit_code, result.output),
