@@ -270,11 +270,11 @@ def refuse_all(problems: Sequence[str]) -> None:
 
 
 def _names(directory: int, beat: Callable[[], None]) -> list[str]:
-    found = []
+    found = set[str]()  # what is renamed while we list may come twice
     with os.scandir(directory) as entries:
         for entry in entries:
             beat()
-            found.append(entry.name)
+            found.add(entry.name)
     return sorted(found, key=os.fsencode)
 
 

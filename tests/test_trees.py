@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from edgecore.testing.trees import ODD_NAMES
 from edgecore.trees import File, PackedFiles, Plan, plan_tree
@@ -57,3 +61,21 @@ def test_a_plan_stands_in_the_order_of_names_as_bytes_and_packs_its_files(tmp_pa
     (directory,) = planned(tmp_path).directories
     assert sorted(names) == [os.fsencode(file.name) for file in directory.files]
     assert isinstance(directory.files, PackedFiles)
+
+
+def test_what_a_file_system_lists_twice_is_planned_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"four")
+    (tmp_path / "below").mkdir()
+    scan = os.scandir
+
+    @contextmanager
+    def twice(directory: int) -> Iterator[list[os.DirEntry[str]]]:
+        with scan(directory) as entries:
+            yield [*entries] * 2
+
+    monkeypatch.setattr(os, "scandir", twice)
+    plan = planned(tmp_path)
+    assert ["a"] == [file.name for file in plan.directories[0].files]
+    assert ([(), ("below",)], 4) == ([each.parts for each in plan.directories], plan.size_bytes)
