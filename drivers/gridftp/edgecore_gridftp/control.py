@@ -80,17 +80,15 @@ class Control:
     # -------------------------------------------------------------------------------- log in
 
     def connect(self) -> Control:
-        """Connect and log in. Raises TransferRefused, TransferInterrupted."""
-        place, credential = self.server.place, self.server.credential
-        if credential is not None:
-            credential.check()
+        """Connect and log in, with a credential that was checked. Raises TransferRefused, TransferInterrupted."""
+        place = self.server.place
         try:
             self._socket = socket.create_connection((place.host, place.port), timeout=self.server.answer_s)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as error:
             raise trouble(f"reach {self.name}", _said(error)) from error
         try:
-            self._log_in(credential)
+            self._log_in(self.server.credential)
         except BaseException:
             self.close()
             raise
