@@ -31,6 +31,7 @@ from edgecore.models import (
 )
 from edgecore.states import COUNTS_AS_QUEUED
 from edgecore.store import Change
+from edgecore.trouble import of_host
 from edgecore.workplace import Workplace
 
 __all__ = ["Submitting", "alike"]
@@ -100,6 +101,11 @@ class Submitting:
                 self._prepare(job, number)
             except ActionFailed as error:
                 outcomes[job.id] = self.give_up(job, S.SUBMIT_FAILED, str(error), None)
+                continue
+            except OSError as error:
+                if len(jobs) == 1 or of_host(error):
+                    raise
+                outcomes[job.id] = Postponed(str(error))  # the others of its group are not to blame
                 continue
             tag = batch.attempt_tag(job.id, number)
             attempt = Attempt(number=number, tag=tag, group_tag=tag, intended=now)

@@ -106,6 +106,24 @@ def test_unlike_jobs_do_not_mix(edge: Edge, difference: dict[str, Any]) -> None:
         assert [value, value] == [getattr(shape, key) for shape in shapes[3:]]
 
 
+def test_a_job_whose_directory_cannot_be_used_keeps_none_of_its_group_waiting(edge: Edge) -> None:
+    edge.scheduling.max_group = 10
+    busy_lane(edge)
+    for name in "abc":
+        edge.send(name)
+        edge.wait(name, S.PREPROCESSED)
+    data = batch.data_directory(edge.config.work_directory, edge.job("b").id)
+    data.parent.mkdir(parents=True)
+    data.symlink_to("/nonexistent/scratch")
+    edge.scheduling.open_gate.set()
+    for name in "ac":
+        edge.wait(name, S.JOB_FINISHED)
+    assert [1, 2] == groups(edge)
+    assert (
+        f"gave up after 3 tries: [Errno 17] File exists: '{data}'" == edge.wait("b", S.SUBMIT_FAILED).message
+    )
+
+
 def test_a_job_that_nobody_wants_any_more_is_left_out_of_its_group(edge: Edge) -> None:
     edge.scheduling.max_group = 10
     busy_lane(edge)
