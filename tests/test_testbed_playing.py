@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from testbed.gridftp import missing_gridftp
+from testbed.myproxy import missing_myproxy
 from testbed.slurm import need_slurm
 
 from edgecore.testing.site import stop, wait_for
@@ -56,12 +58,16 @@ def test_a_job_goes_through_the_testbed_of_which_nothing_is_left_when_it_is_inte
         site = bed / "site"
         sender = site / ("sender.toml" if (site / "sender.toml").exists() else "site.toml")
         with _running([*edgecore, "run", str(site / "site.toml")], log):
-            submit = ["submit", str(site / "hello.json"), "--site", str(sender), "--wait", "--timeout", "100"]
+            jobs = sorted(map(str, site.glob("hello*.json")))
+            submit = ["submit", *jobs, "--site", str(sender), "--wait", "--timeout", "100"]
             sent = subprocess.run(
                 [*edgecore, *submit], capture_output=True, text=True, timeout=LONG_S, check=False
             )
         assert sent.returncode == 0, f"{sent.stdout}{sent.stderr}{log.read_text()}"
-        assert "Hello, World!\n" == (site / "data" / "hello-output" / "greeting.txt").read_text()
+        for job in jobs:
+            greeting = site / "data" / f"{Path(job).stem}-output" / "greeting.txt"
+            assert "Hello, World!\n" == greeting.read_text()
+        assert (site / "hello-grid.json").exists() is not bool(missing_gridftp() or missing_myproxy())
         testbed.send_signal(signal.SIGINT)
         assert 0 == testbed.wait(LONG_S), said.read_text()
     assert [] == _of(bed)

@@ -1,7 +1,8 @@
-"""Run a whole centre in one directory for a person who wants to try edgecore: Slurm, RabbitMQ over TLS, an SSH server.
+"""Run a whole centre in one directory for a person who wants to try edgecore: Slurm, RabbitMQ over TLS, and where files lie.
 
-A site's file for them is written, with an application and a job to send, and the commands to try are printed. When
-it is interrupted, all of it ends, jobs included. What is not installed is left out.
+That is an SSH server, and a GridFTP server with a MyProxy server from which the site gets its proxy. A site's file for
+them is written, with an application and jobs to send, and the commands to try are printed. When it is interrupted,
+all of it ends, jobs included. What is not installed is left out.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from typing import Any, Final
 import click
 from attrs import frozen
 
+from testbed.grid import Grid
+from testbed.gridftp import GridFtp, missing_gridftp, running_gridftp
+from testbed.myproxy import PASSPHRASE, MyProxy, missing_myproxy, running_myproxy
 from testbed.rabbitmq import RabbitMQ, why_missing
 from testbed.slurm import Slurm, missing_slurm, running_slurm
 from testbed.sshd import Sshd, missing_openssh
@@ -55,6 +59,13 @@ queue = "batch"                # the partition
 [launchers.mpi]
 arguments = ["srun", "--export=ALL", "-n", "{{processes}}", "--ntasks-per-node", "{{processes_per_node}}"]
 """
+_GRID: Final = """
+[[transfer]]
+{transfer}
+
+[[credential]]                 # the proxy; the command gets it from MyProxy, and later ones before it ends
+{credential}
+"""
 _TRY: Final = """\
 The testbed is ready. In another terminal:
 
@@ -63,7 +74,7 @@ The testbed is ready. In another terminal:
   edgecore doctor site.toml                            # is all there that the site needs?
   edgecore run site.toml                               # the service; then, in a third terminal
   edgecore submit hello.json --site {sender} --wait    # {whose}
-  edgecore jobs --site site.toml --watch
+{grid}  edgecore jobs --site site.toml --watch
 
   squeue; sinfo; scontrol show job                     # Slurm: nodes n1 to n{nodes}, partitions batch, short, down
   kill -STOP {controller}; sleep 60; kill -CONT {controller}   # its controller does not answer for a minute
@@ -77,8 +88,11 @@ class _Bed:
     """What runs."""
 
     slurm: Slurm
-    rabbitmq: RabbitMQ | None
-    sshd: Sshd | None
+    rabbitmq: RabbitMQ | None = None
+    sshd: Sshd | None = None
+    gridftp: GridFtp | None = None
+    myproxy: MyProxy | None = None
+    """There is one where there is a GridFTP server."""
 
 
 @click.command()
@@ -93,10 +107,12 @@ class _Bed:
     "--accounting", is_flag=True, help="Run slurmdbd and its database, too, so that there is sacct."
 )
 @click.option(
-    "--only-slurm", is_flag=True, help="Leave RabbitMQ and the SSH server out, as if not installed."
+    "--only-slurm",
+    is_flag=True,
+    help="Leave RabbitMQ, SSH, GridFTP and MyProxy servers out, as if not installed.",
 )
 def main(directory: Path | None, nodes: int, accounting: bool, only_slurm: bool) -> None:
-    """Run Slurm, RabbitMQ and an SSH server on loopback, and write a site's file for them.
+    """Run Slurm, RabbitMQ, SSH, GridFTP and MyProxy servers on loopback, and write a site's file for them.
 
     Prints the commands to try, and runs until it is interrupted. Needs what `make packages` installs.
     """
@@ -126,7 +142,7 @@ def _started(
 ) -> _Bed:
     click.echo("starting Slurm ...", err=True)
     slurm = stack.enter_context(running_slurm(base / "slurm", nodes=nodes, accounting=accounting))
-    rabbitmq = sshd = None
+    rabbitmq = sshd = gridftp = myproxy = None
     if (words := "left out" if only_slurm else why_missing()) == "":
         click.echo("starting RabbitMQ ...", err=True)
         rabbitmq = stack.enter_context(_running_rabbitmq(_made(base / "rabbitmq")))
@@ -137,7 +153,15 @@ def _started(
         stack.callback(sshd.stop)
     else:
         click.echo(f"no SSH server ({words}): jobs bring their files by file://", err=True)
-    return _Bed(slurm, rabbitmq, sshd)
+    if (words := "left out" if only_slurm else missing_gridftp() or missing_myproxy()) == "":
+        click.echo("starting GridFTP and MyProxy ...", err=True)
+        grid = Grid(_made(base / "grid"))
+        gridftp = stack.enter_context(running_gridftp(_made(base / "gridftp"), grid))
+        myproxy = stack.enter_context(running_myproxy(_made(base / "myproxy"), grid))
+        myproxy.deposit()
+    else:
+        click.echo(f"no GridFTP server ({words}): nothing by gsiftp://", err=True)
+    return _Bed(slurm, rabbitmq, sshd, gridftp, myproxy)
 
 
 def _made(directory: Path) -> Path:
@@ -167,19 +191,29 @@ def _make_site(place: Path, bed: _Bed) -> None:
     if bed.sshd is not None:
         url = f"scp://127.0.0.1:{bed.sshd.port}{data}"
         (bed.sshd.directory / "known_hosts").write_text(bed.sshd.known_as(bed.sshd.port))
-    (place / "site.toml").write_text(_site_file(bed, url, _messaging(place, bed, _SITE)))
+    grid = "" if bed.gridftp is None else f"{bed.gridftp.url}{data}"
+    others = _grid_tables(place, bed, f"{grid}/") if grid else ""
+    (place / "site.toml").write_text(_site_file(bed, url, _messaging(place, bed, _SITE)) + others)
     if bed.rabbitmq is not None:
-        (place / "sender.toml").write_text(_site_file(bed, url, _messaging(place, bed, "physicist")))
+        sender = _site_file(bed, url, _messaging(place, bed, "physicist"))
+        (place / "sender.toml").write_text(sender + others)
     job = json.loads((place / "hello.json").read_text())
-    job |= {"input_url": f"{url}/hello/", "output_url": f"{url}/hello-output/"}
-    (place / "hello.json").write_text(json.dumps(job, indent=1) + "\n")
+    for name, where in (("hello", url), ("hello-grid", grid)):
+        if where:
+            job |= {
+                "name": name,
+                "input_url": f"{where}/hello/",
+                "output_url": f"{where}/{name}-output/",
+            }
+            (place / f"{name}.json").write_text(json.dumps(job, indent=1) + "\n")
 
 
 def _site_file(bed: _Bed, url: str, messaging: Mapping[str, Any]) -> str:
     transfer = {"prefix": f"{url}/"}
     if bed.sshd is not None:
         transfer |= {"key_file": str(bed.sshd.key), "known_hosts": str(bed.sshd.directory / "known_hosts")}
-    others = [name for name, server in (("RabbitMQ", bed.rabbitmq), ("an SSH server", bed.sshd)) if server]
+    servers = (("RabbitMQ", bed.rabbitmq), ("an SSH server", bed.sshd), ("GridFTP, MyProxy", bed.gridftp))
+    others = [name for name, server in servers if server]
     return _TEXT.format(
         others="".join(f", {name}" for name in others),
         messaging=_toml(messaging),
@@ -188,6 +222,24 @@ def _site_file(bed: _Bed, url: str, messaging: Mapping[str, Any]) -> str:
         path=json.dumps(bed.slurm.environment["PATH"]),
         conf=json.dumps(str(bed.slurm.conf)),
     )
+
+
+def _grid_tables(place: Path, bed: _Bed, prefix: str) -> str:
+    """Return the tables for the GridFTP server, and leave the passphrase for MyProxy where they say."""
+    assert bed.gridftp is not None
+    assert bed.myproxy is not None
+    authorities, proxy = str(bed.myproxy.grid.authorities), str(place / "proxy")
+    passphrase = place / "passphrase"
+    passphrase.touch(0o600)
+    passphrase.write_text(f"{PASSPHRASE}\n")
+    renew = [
+        str(Path(sys.executable).parent / "edgecore-myproxy-renew"), "--server", bed.myproxy.address,
+        "--user", "alice", "--passphrase-file", str(passphrase), "--authorities", authorities,
+    ]  # fmt: skip
+    stack = ["-dcstack", bed.gridftp.stack]
+    transfer = {"prefix": prefix, "proxy": proxy, "authorities": authorities, "options": stack}
+    credential = {"name": "grid", "file": proxy, "needed_by": [prefix], "renew": renew}
+    return _GRID.format(transfer=_toml(transfer), credential=_toml(credential))
 
 
 def _messaging(place: Path, bed: _Bed, user: str) -> Mapping[str, Any]:
@@ -202,10 +254,13 @@ def _toml(values: Mapping[str, Any]) -> str:
 
 def _advice(place: Path, bed: _Bed) -> str:
     told = bed.rabbitmq is not None
+    sender = "sender.toml" if told else "site.toml"
+    grid = f"  edgecore submit hello-grid.json --site {sender} --wait    # its files by gsiftp://\n"
     return _TRY.format(
         conf=bed.slurm.conf,
         site=place,
-        sender="sender.toml" if told else "site.toml",
+        sender=sender,
+        grid=grid if bed.gridftp is not None else "",
         whose="as a user who may only ask for jobs" if told else "to the queue of this site",
         nodes=len(bed.slurm.slurmd),
         controller=bed.slurm.controller_pid,
