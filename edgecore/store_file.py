@@ -32,9 +32,11 @@ __all__ = [
     "is_running",
     "last_beat",
     "lock",
+    "needs_writer",
     "open_for_writing",
     "quick_check",
     "stands_still",
+    "take_back_half_change",
     "transaction",
     "usable",
     "wake_directory",
@@ -247,6 +249,26 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         with contextlib.suppress(sqlite3.Error):
             connection.execute("ROLLBACK")
         raise
+
+
+def needs_writer(error: sqlite3.Error) -> bool:
+    """Tell whether a reader was refused because somebody who may write must take back half a change first."""
+    return _code(error) == sqlite3.SQLITE_READONLY
+
+
+def take_back_half_change(path: Path) -> None:
+    """Let SQLite undo what a service had begun to write when it was killed, as the next service would; raises StoreUnusable.
+
+    One that lives is not disturbed: SQLite sees by its locks that its change is not left over.
+    """
+    try:
+        with contextlib.closing(connect(path)) as connection:
+            migrations.version(connection)
+    except sqlite3.Error as error:
+        raise StoreUnusable(
+            f"{path}: its service was killed in the middle of a change, which must be taken back before anybody can "
+            f"read it, and this account cannot: {error}; start the service, or use its account"
+        ) from error
 
 
 def explained(error: Exception, path: Path) -> Exception:
