@@ -47,12 +47,7 @@ class Bulk:
     def fetch(self, route: Route, path: bytes, opened: int, moved: Callable[[], int], watch: Watch) -> None:
         """Append what is missing of *path* to an open local file. Raises TransferInterrupted."""
         verb = b"reget" if os.fstat(opened).st_size else b"get"
-
-        def written() -> int:
-            os.fdatasync(opened)  # the disk works while the network does, and not only when all has come
-            return moved()
-
-        self._run(route, b'%s "%s" %s\n' % (verb, path, _ours(opened)), written, watch)
+        self._run(route, b'%s "%s" %s\n' % (verb, path, _ours(opened)), moved, watch)
 
     def deliver(
         self, route: Route, opened: int, path: bytes, moved: Callable[[], int], watch: Watch, *, resume: bool
