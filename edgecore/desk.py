@@ -48,6 +48,7 @@ class Desk:
     def _run(self, statement: str, values: tuple[object, ...]) -> int:
         store_file.check_place(self.path, self.mode)
         try:
+            store_file.settle(self.path)
             connection = store_file.open_for_writing(self.path, self.mode)
             with contextlib.closing(connection), store_file.transaction(connection):
                 return connection.execute(statement, values).rowcount

@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import time
 from pathlib import Path
 from typing import Final
 
 from edgecore.clock import Clock, iso
 
-__all__ = ["Taken", "beat", "hold", "is_held", "last_beat", "note_in", "this_process"]
+__all__ = ["Taken", "beat", "hold", "host_in", "is_held", "is_ours", "last_beat", "note_in", "this_process"]
 
 _LOOKS: Final = 5
 _LOOK_S: Final = 0.02
@@ -31,7 +32,22 @@ class Taken(Exception):
 
 def this_process() -> str:
     """Return who this process is, for a note: its number, its host, the time."""
-    return f"pid {os.getpid()} on {os.uname().nodename} since {iso(Clock().now())[:19]}Z"
+    return f"{_ourselves()} since {iso(Clock().now())[:19]}Z"
+
+
+def is_ours(note: str) -> bool:
+    """Tell whether this process wrote a note; one that ended may have had its number."""
+    return note.startswith(f"{_ourselves()} ")
+
+
+def host_in(note: str) -> str:
+    """Return the host of who wrote a note; empty where none is named."""
+    found = re.search(r"\bon (\S+)", note)
+    return found[1] if found else ""
+
+
+def _ourselves() -> str:
+    return f"pid {os.getpid()} on {os.uname().nodename}"
 
 
 def hold(file: Path, note: str) -> int:

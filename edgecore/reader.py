@@ -10,10 +10,10 @@ import functools
 import json
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from attrs import frozen
 
@@ -21,11 +21,9 @@ from edgecore import migrations, serial
 from edgecore.errors import EdgeError, StoreUnusable
 from edgecore.models import Application, Attempt, Intent, Job, JobDefinition, JobState, Plan
 from edgecore.rows import Rejection, TransferRecord
-from edgecore.store_file import connect, needs_writer, take_back_half_change
+from edgecore.store_file import connect, whole
 
 __all__ = ["Alarm", "HistoryEntry", "OutboxEntry", "Reader", "Request"]
-
-T = TypeVar("T")
 
 
 @frozen(kw_only=True)
@@ -96,10 +94,13 @@ class Reader:
         self._connection = connect(path, read_only=True)
         self._connection.row_factory = sqlite3.Row
         try:
-            found = self._whole(lambda: migrations.version(self._connection))
+            found = whole(path, lambda: migrations.version(self._connection))
         except sqlite3.Error as error:
             self.close()
             raise StoreUnusable(f"{path}: {error}; restore it from a backup") from error
+        except StoreUnusable:
+            self.close()
+            raise
         if found != migrations.VERSION:
             self.close()
             raise StoreUnusable(
@@ -121,21 +122,11 @@ class Reader:
 
     def _ask(self, query: str, values: Sequence[object] = ()) -> Iterator[sqlite3.Row]:
         try:
-            yield from self._whole(lambda: self._connection.execute(query, tuple(values)))
+            yield from whole(self._path, lambda: self._connection.execute(query, tuple(values)))
         except sqlite3.Error as error:
             raise StoreUnusable(
                 f"{self._path}: cannot be read: {error}; if it is damaged, restore it from a backup"
             ) from error
-
-    def _whole(self, ask: Callable[[], T]) -> T:
-        """Return the answer, once half a change is taken back that a service left which was killed."""
-        try:
-            return ask()
-        except sqlite3.OperationalError as error:
-            if not needs_writer(error):
-                raise
-            take_back_half_change(self._path)
-            return ask()
 
     def _one(self, query: str, values: Sequence[object] = ()) -> sqlite3.Row | None:
         return next(self._ask(query, values), None)

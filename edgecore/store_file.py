@@ -13,11 +13,11 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
-from edgecore import locks, migrations
+from edgecore import locks, migrations, wakeup
 from edgecore.directories import NETWORK_FILE_SYSTEMS, file_system_of
 from edgecore.errors import StoreError, StoreLocked, StoreUnusable
 
@@ -32,15 +32,17 @@ __all__ = [
     "is_running",
     "last_beat",
     "lock",
-    "needs_writer",
     "open_for_writing",
     "quick_check",
+    "settle",
     "stands_still",
-    "take_back_half_change",
     "transaction",
     "usable",
     "wake_directory",
+    "whole",
 ]
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,8 @@ OLDEST_SQLITE: Final = (3, 34, 0)
 _BUSY_S: Final = 30.0
 _CHECK_S: Final = 10.0
 _AGAIN_S: Final = 0.01
+_WHOLE_S: Final = 5.0
+_LOOK_S: Final = 0.05
 _STILL_S: Final = 300.0
 """Longer than a start waits for one answer of a batch system; the engine moves far more often."""
 
@@ -251,16 +255,70 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def needs_writer(error: sqlite3.Error) -> bool:
-    """Tell whether a reader was refused because somebody who may write must take back half a change first."""
-    return _code(error) == sqlite3.SQLITE_READONLY
+def whole(path: Path, ask: Callable[[], T]) -> T:
+    """Return what *ask* answers from a store, once half a change is taken back that a killed writer left there.
 
-
-def take_back_half_change(path: Path) -> None:
-    """Let SQLite undo what a service had begun to write when it was killed, as the next service would; raises StoreUnusable.
-
-    One that lives is not disturbed: SQLite sees by its locks that its change is not left over.
+    SQLite takes a journal for left over when nobody holds its locks, and on a network file system those of other
+    hosts may not be seen. So it is taken back only where no service can be in the middle of it: see `_may_be_at_work`.
+    Raises StoreUnusable where it is left alone, and what *ask* raises.
     """
+    deadline = time.monotonic() + _WHOLE_S
+    rung = False
+    while True:
+        try:
+            return ask()
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_READONLY_ROLLBACK:
+                raise
+            if time.monotonic() > deadline:
+                raise StoreUnusable(
+                    f"{path}: its service ({holder(path) or 'unknown'}) is in the middle of a change, or has not yet "
+                    "taken back half a one of a command that was killed; try again, or look at its log"
+                ) from error
+        if not _may_be_at_work(path):
+            _take_back_half_change(path)
+            continue
+        if not rung:  # where another writer was killed, the service takes its half back at its next look
+            with contextlib.suppress(OSError):
+                wakeup.ring(wake_directory(path))
+            rung = True
+        time.sleep(_LOOK_S)
+
+
+def settle(path: Path) -> None:
+    """Have half a change that a killed writer left taken back before we write ourselves; raises as `whole` does."""
+    if path.with_name(f"{path.name}-journal").exists():
+        with contextlib.closing(connect(path, read_only=True)) as connection:
+            whole(path, lambda: migrations.version(connection))
+
+
+def _may_be_at_work(path: Path) -> bool:
+    """Tell whether a service of this host, in another process, has the store; the note in its lock says of which host.
+
+    Raises StoreUnusable where the last one was another host's, or where nobody left a note on a network file system:
+    it cannot be seen from here whether it lives. On a local disk whoever lives is on this host, whose locks count.
+    """
+    note, here = holder(path), os.uname().nodename
+    host = locks.host_in(note)
+    if host not in ("", here):
+        raise StoreUnusable(
+            f"{path}: half a change is in it, and its service was {note}; from {here} it cannot be seen whether that "
+            f"still writes, so it is left alone: run this on {host}, or, if no service runs there any more, start "
+            "one here, which takes it back"
+        )
+    if is_running(path):
+        return not locks.is_ours(note)
+    if not host and (kind := file_system_of(path.parent)) in NETWORK_FILE_SYSTEMS:
+        raise StoreUnusable(
+            f"{path}: half a change is in it, no service has noted its host, and on a network file system ({kind}) "
+            f"it cannot be seen from {here} whether somebody still writes, so it is left alone: start the service, "
+            "which takes it back"
+        )
+    return False
+
+
+def _take_back_half_change(path: Path) -> None:
+    """Let SQLite undo what somebody had begun to write when he was killed, as the next service would; raises StoreUnusable."""
     try:
         with contextlib.closing(connect(path)) as connection:
             migrations.version(connection)

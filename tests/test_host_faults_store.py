@@ -7,10 +7,7 @@ import os
 import signal
 import sqlite3
 import stat
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -269,41 +266,6 @@ def test_with_rollback_a_site_works_on_a_network_file_system_with_readers_and_th
     finally:
         assert 0 == stop(process)
     site.check_statuses()
-
-
-_CUT_OFF = """
-import os, signal, sqlite3, sys
-connection = sqlite3.connect(sys.argv[1], isolation_level=None)
-connection.execute("PRAGMA cache_size = 1")
-connection.execute("BEGIN IMMEDIATE")
-connection.executemany("INSERT INTO applications VALUES (?, ?, 1)", ((f"half {n}", "x" * 4000) for n in range(200)))
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-@pytest.mark.parametrize("opened", ["before", "after"])
-def test_half_a_change_of_a_killed_writer_is_taken_back_by_who_only_reads(
-    opened: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "store.sqlite"
-    Desk(path, "rollback").add_application(Application(name="whole", executable="/bin/true"), now=1)
-    with contextlib.ExitStack() as stack:
-        early = stack.enter_context(Reader(path))
-        subprocess.run([sys.executable, "-c", _CUT_OFF, str(path)], check=False)
-        assert (tmp_path / "store.sqlite-journal").stat().st_size > 0
-        reader = early if opened == "before" else stack.enter_context(Reader(path))
-        assert ("whole",) == reader.application_names()
-
-
-def test_who_cannot_take_half_a_change_back_is_told_who_can(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "store.sqlite"
-    Desk(path, "rollback").add_application(Application(name="whole", executable="/bin/true"), now=1)
-    subprocess.run([sys.executable, "-c", _CUT_OFF, str(path)], check=False)
-    monkeypatch.setattr("edgecore.store_file.connect", partial(store_file.connect, read_only=True))
-    with pytest.raises(StoreUnusable, match=r"killed in the middle of a change.*; start the service"):
-        Reader(path)
 
 
 def test_requests_are_served_again_after_the_store_could_not_be_read_for_a_moment(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sqlite3
 import stat
 import time
@@ -13,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from edgecore import migrations
+from edgecore import locks, migrations
 from edgecore.clock import iso
 from edgecore.config import SiteConfig
 from edgecore.directories import NETWORK_FILE_SYSTEMS, file_system_of, size_words
@@ -23,7 +22,7 @@ from edgecore.grounds import look_for_store
 from edgecore.models import Finding, Level
 from edgecore.processes import user_name
 from edgecore.reader import Reader
-from edgecore.store_file import connect, holder, is_running, quick_check, stands_still
+from edgecore.store_file import connect, holder, is_running, quick_check, stands_still, whole
 
 __all__ = ["store_checks"]
 
@@ -55,11 +54,10 @@ def _service(config: SiteConfig) -> Iterator[Finding]:
     if is_running(config.store):
         yield Finding("service", Level.OK, f"is running ({who or 'unknown'}); it is not disturbed")
         return
-    elsewhere = re.search(r"\bon (\S+)", who)
-    here = os.uname().nodename
-    if elsewhere and elsewhere[1] != here and file_system_of(config.store.parent) in NETWORK_FILE_SYSTEMS:
+    host, here = locks.host_in(who), os.uname().nodename
+    if host not in ("", here) and file_system_of(config.store.parent) in NETWORK_FILE_SYSTEMS:
         words = f"the last one was {who}; from {here} it cannot be seen whether it still runs"
-        yield Finding("service", Level.WARNING, words, f"look on {elsewhere[1]} before one is started here")
+        yield Finding("service", Level.WARNING, words, f"look on {host} before one is started here")
         return
     yield Finding("service", Level.OK, "is not running on this host")
 
@@ -126,12 +124,14 @@ def _content(config: SiteConfig) -> Iterator[Finding]:
     try:
         with contextlib.closing(connect(config.store, read_only=True)) as connection:
             yield from _version(connection, config.store)
-    except (sqlite3.Error, StoreError) as error:
+    except StoreError as error:
+        yield from findings_of("content", error)
+    except sqlite3.Error as error:
         yield Finding("content", Level.FAILURE, f"{config.store}: {error}", _RESTORE)
 
 
 def _version(connection: sqlite3.Connection, path: Path) -> Iterator[Finding]:
-    found, known = migrations.version(connection), migrations.VERSION
+    found, known = whole(path, lambda: migrations.version(connection)), migrations.VERSION
     if found > known:
         words = f"{path} was written by a newer edgecore (schema {found}, this one knows {known})"
         yield Finding("version", Level.FAILURE, words, "upgrade edgecore")
@@ -179,7 +179,10 @@ def _integrity(config: SiteConfig, limit_s: float) -> Iterator[Finding]:
         remedy = f"let it take its time: sqlite3 -readonly {path} 'PRAGMA quick_check'"
         yield Finding("integrity", Level.WARNING, words, remedy)
         return
-    except (sqlite3.Error, StoreError) as error:
+    except StoreError as error:
+        yield from findings_of("integrity", error)
+        return
+    except sqlite3.Error as error:
         said = str(error)
     if said == "ok":
         yield Finding("integrity", Level.OK, "quick_check finds nothing")
@@ -190,4 +193,4 @@ def _integrity(config: SiteConfig, limit_s: float) -> Iterator[Finding]:
 def _quick_check(path: Path, limit_s: float) -> str:
     """Return what SQLite says, ``ok`` or what is wrong. Raises TimeoutError, StoreError and sqlite3.Error."""
     with contextlib.closing(connect(path, read_only=True)) as connection:
-        return quick_check(connection, limit_s)
+        return whole(path, lambda: quick_check(connection, limit_s))
