@@ -12,6 +12,7 @@ import socket
 import socketserver
 import ssl
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -102,7 +103,11 @@ class _Session(socketserver.StreamRequestHandler):
                 elif verb == "ADAT" and self.seal is not None and self.lies.log_in == "hasty":
                     self._say("235 welcome")
                 elif verb == "ADAT" and self.seal is not None:
-                    self.wfile.write(self.seal.shake_hands(os.fsencode(rest)) + b"\r\n")
+                    self.wfile.write(self._token(self.seal, os.fsencode(rest)) + b"\r\n")
+                elif verb == "MLST" and self.lies.flood:
+                    while True:
+                        self.wfile.write(self.lies.flood)
+                        time.sleep(self.lies.pause_s)
                 else:
                     self._say(self._answer(verb, rest))
 
@@ -111,6 +116,19 @@ class _Session(socketserver.StreamRequestHandler):
         return self.seal.open(line.partition(b" ")[2]) if self.seal is not None and sealed else line
 
     def _say(self, text: str) -> None:
+    def _token(self, seal: Acceptor, token: bytes) -> bytes:
+        """Answer a part of the handshake."""
+        true = seal.shake_hands(token)
+        match self.lies.log_in:
+            case "garbled":
+                return b"335 ADAT=A"
+            case "endless":
+                seal.ready = False
+                return b"335" + true[3:]
+            case "slipped in" if seal.ready:
+                return true + b"\r\n230 welcome\r\n211-Features\r\n MLST\r\n MLSC\r\n211 End"
+        return true
+
         reply = os.fsencode(text) + b"\r\n"
         if self.seal is not None and self.seal.ready and self.lies.log_in != "unsealed":
             sealed = self.seal.close(reply)

@@ -16,6 +16,7 @@ from typing import Final
 from attrs import define, field, frozen
 
 from edgecore.carrying import Tally
+from edgecore.certificates import Stamp
 from edgecore.errors import TransferInterrupted
 from edgecore_gridftp.control import Control, Server
 from edgecore_gridftp.gsi import Credential
@@ -31,7 +32,7 @@ class _Login:
 
     server: str
     credential: Credential | None
-    proxy: bytes
+    proxy: Stamp
     """What tells one proxy in the credential's file from the next."""
 
 
@@ -129,7 +130,7 @@ class Channels:
 
 def _login(server: Server) -> _Login:
     credential = server.credential
-    return _Login(server.place.server, credential, b"" if credential is None else credential.check())
+    return _Login(server.place.server, credential, () if credential is None else credential.check())
 
 
 def _hang_up(resting: list[_Resting]) -> None:

@@ -10,7 +10,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from attrs import define, evolve, field, frozen
@@ -27,6 +27,11 @@ _WINDOW: Final = 128
 _TICK_S: Final = 0.5
 _READ_BYTES: Final = 256 * 1024
 _REPLY_LIMIT_BYTES: Final = 256 * 1024 * 1024
+_LINE_COSTS_BYTES: Final = 16
+_LINE_LIMIT_BYTES: Final = 16 * 1024 * 1024
+"""A part of a listing may come sealed in one line."""
+_PARTS_LIMIT: Final = 100_000
+"""Signs of life, and parts of a listing, before the final answer."""
 _FINAL: Final = 200
 _ERROR: Final = 400
 _SEALED: Final = (b"631", b"632", b"633")
@@ -238,7 +243,7 @@ class Control:
         known = {each.partition(":")[0].upper() for each in self.features.get("CKSM", "").split(";")} - {""}
         if "CKSM" in self.features and not known:
             known = {preferred}
-        return next((each for each in (preferred, *_ALGORITHMS) if each in known), "")
+        return [each for each in dict.fromkeys((preferred, *_ALGORITHMS)) if each in known]
 
     def digests(
         self, algorithm: str, files: Mapping[bytes, int], names: Callable[[bytes], str]
@@ -274,13 +279,17 @@ class Control:
     def _final(self) -> Reply:
         """Return the next final answer, with what came before it."""
         earlier, size = list[Reply](), 0
-        while (reply := self._reply()).code < _FINAL:
+        for _ in range(_PARTS_LIMIT):
+            reply = self._reply()
+            if reply.code >= _FINAL:
+                return evolve(reply, earlier=tuple(earlier)) if earlier else reply
             self.tally.beat()
-            earlier.append(reply)
-            size += sum(map(len, reply.lines))
+            if len(reply.lines) > 1:  # else it is no more than a sign of life
+                earlier.append(reply)
+                size += _size(reply.lines)
             if size > _REPLY_LIMIT_BYTES:
-                raise self._endless()
-        return evolve(reply, earlier=tuple(earlier)) if earlier else reply
+                break
+        raise self._endless()
 
     def _endless(self) -> TransferRefused:
         self.close()
@@ -296,30 +305,34 @@ class Control:
         if first[3:4] == b"-":
             while (line := self._line())[:4] != code + b" ":
                 lines.append(line[4:] if line[:4] == code + b"-" else line)
-                size += len(line)
+                size += _size([line])
                 if size > _REPLY_LIMIT_BYTES:
                     raise self._endless()
             lines.append(line[4:])
         return Reply(int(code), tuple(lines))
 
     def _line(self) -> bytes:
-        while True:
-            end = self._plain.find(_END)
-            if end >= 0:
-                line = bytes(self._plain[:end])
-                del self._plain[: end + 2]
-                return line
-            self._fill()
-
-    def _fill(self) -> None:
-        """Get more of what the server says."""
+        """Return the next line, which has as long as an answer to come whole."""
+        deadline = time.monotonic() + self.server.answer_s + self._more_s
         if self._seal is None:
-            self._plain += self._receive()
-            return
-        while (end := self._raw.find(_END)) < 0:
-            self._raw += self._receive()
-        line = bytes(self._raw[:end])
-        del self._raw[: end + 2]
+            return self._wire_line(deadline)
+        while (end := self._plain.find(_END)) < 0:
+            if len(self._plain) > _LINE_LIMIT_BYTES:
+                raise self._endless()
+            self._plain += self._unsealed(self._wire_line(deadline), self._seal)
+        return _taken(self._plain, end)
+
+    def _wire_line(self, deadline: float) -> bytes:
+        """Return the next line as the server sent it."""
+        looked = 0
+        while (end := self._raw.find(_END, looked)) < 0:
+            if len(self._raw) > _LINE_LIMIT_BYTES:
+                raise self._endless()
+            looked = max(len(self._raw) - 1, 0)
+            self._raw += self._receive(deadline)
+        return _taken(self._raw, end)
+
+    def _unsealed(self, line: bytes, seal: Seal) -> bytes:
         if line[:3] not in _SEALED:
             self.close()
             raise TransferInterrupted(
@@ -327,27 +340,26 @@ class Control:
                 "between?"
             )
         try:
-            self._plain += self._seal.open(line[4:])
+            return seal.open(line[4:])
         except (ssl.SSLError, ValueError) as error:
             self.close()
             raise TransferInterrupted(f"{self.name} says what cannot be unsealed: {error}") from error
 
-    def _receive(self) -> bytes:
+    def _receive(self, deadline: float) -> bytes:
         assert self._socket is not None
-        deadline = time.monotonic() + self.server.answer_s + self._more_s
         self._socket.settimeout(min(_TICK_S, self.server.answer_s))
         while True:
+            self.tally.check()
+            if time.monotonic() > deadline:
+                self.close()
+                raise TransferInterrupted(
+                    f"{self.name} gave no answer for {self.server.answer_s:g} s; is it, or the network to it, hanging?"
+                )
             try:
                 came = self._socket.recv(_READ_BYTES)
             except TimeoutError:
                 if self._more_s > 0:
                     self.tally.beat()
-                self.tally.check()
-                if time.monotonic() > deadline:
-                    self.close()
-                    raise TransferInterrupted(
-                        f"{self.name} gave no answer for {self.server.answer_s:g} s; is it, or the network to it, hanging?"
-                    ) from None
                 continue
             except OSError as error:
                 self.close()
@@ -358,6 +370,18 @@ class Control:
                     f"{self.name} closed the connection; did it end, or a firewall cut it?"
                 )
             return came
+
+
+def _size(lines: Sequence[bytes]) -> int:
+    """Return how much lines weigh; empty ones are something, too."""
+    return sum(map(len, lines)) + len(lines) * _LINE_COSTS_BYTES
+
+
+def _taken(buffer: bytearray, end: int) -> bytes:
+    """Take the line up to *end* out of what came."""
+    line = bytes(buffer[:end])
+    del buffer[: end + len(_END)]
+    return line
 
 
 def _said(error: OSError) -> str:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import stat
+import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Final
 
+from edgecore.certificates import utc
 from edgecore.models import Finding, Level
 from edgecore_gridftp.client import INSTALL, PROGRAM, Client
 from edgecore_gridftp.gsi import Credential
 
 __all__ = ["findings"]
 
-_SOON: Final = timedelta(hours=6)
+_SOON_US: Final = 6 * 3600 * 1_000_000
 _RENEW: Final = "make it with grid-proxy-init, voms-proxy-init or myproxy-logon"
 
 
@@ -37,25 +36,15 @@ def _program(client: Client) -> Iterator[Finding]:
 
 
 def _proxy(credential: Credential) -> Iterator[Finding]:
-    path = Path(credential.proxy)
-    try:
-        mode, ends = path.stat().st_mode, credential.ends()
-    except OSError as error:
-        yield Finding("grid proxy", Level.FAILURE, f"cannot read {path}: {error.strerror}", _RENEW)
-        return
-    except ValueError as error:
-        yield Finding("grid proxy", Level.FAILURE, f"{path} is no proxy: {error}", _RENEW)
-        return
-    left, until = ends - datetime.now(UTC), f"{ends:%Y-%m-%d %H:%M} UTC"
-    if stat.S_IMODE(mode) & 0o077:
-        words = f"{path} may be read by others (mode {stat.S_IMODE(mode):04o}); {PROGRAM} will not use it"
-        yield Finding("grid proxy", Level.FAILURE, words, f"chmod 600 {path}")
-    elif left <= timedelta():
-        yield Finding("grid proxy", Level.FAILURE, f"{path} expired at {until}", _RENEW)
-    elif left <= _SOON:
-        yield Finding("grid proxy", Level.WARNING, f"{path} expires soon, at {until}", _RENEW)
+    found, now = credential.judged(), time.time_ns() // 1000
+    if reason := found.reason(now):
+        words = found.trouble or f"{credential.proxy}: {reason}"
+        yield Finding("grid proxy", Level.FAILURE, f"cannot be used: {words}", _RENEW)
+    elif found.expires - now <= _SOON_US:
+        words = f"{credential.proxy} expires soon, at {utc(found.expires)}"
+        yield Finding("grid proxy", Level.WARNING, words, _RENEW)
     else:
-        yield Finding("grid proxy", Level.OK, f"{path} is good until {until}")
+        yield Finding("grid proxy", Level.OK, f"{credential.proxy} is good until {utc(found.expires)}")
 
 
 def _authorities(credential: Credential) -> Iterator[Finding]:

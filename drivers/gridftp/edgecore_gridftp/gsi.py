@@ -9,19 +9,20 @@ checks signing policies, too.
 from __future__ import annotations
 
 import base64
-import hashlib
 import os
 import ssl
+import stat
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from edgecore.certificates import Judgement, Stamp, judge, stamp_of
 from edgecore.errors import TransferInterrupted, TransferRefused
 from edgecore_gridftp.text import Reply, trouble
 
@@ -30,7 +31,16 @@ __all__ = ["Credential", "Seal", "name_of"]
 _NO_DELEGATION: Final = b"0"
 _ENOUGH: Final = 235
 _MORE: Final = (334, 335)
+_ROUNDS: Final = 32
+"""A handshake takes two to four."""
 _READ_BYTES: Final = 1024 * 1024
+_PASSING: Final = {
+    9: "compare the clocks of both machines",
+    10: "its operators must renew it, unless this host's clock is wrong",
+    11: "compare the clocks of both machines",
+    12: "have the lists of revoked certificates here fetched anew (fetch-crl)",
+}
+"""What is wrong only for now with a server's certificate or the list of revoked ones; see X509_V_ERR in verify(3)."""
 _RENEW: Final = "make one there with grid-proxy-init, voms-proxy-init or myproxy-logon"
 
 
@@ -43,12 +53,22 @@ class Credential:
     subject: str = ""
     """The name that the server's certificate must have; empty: that of the host in the URL."""
 
-    def ends(self) -> datetime:
-        """Return when the first certificate of the proxy expires. Raises OSError, ValueError."""
-        return _first_end(Path(self.proxy).read_bytes())
+    def judged(self) -> Judgement:
+        """Say what the proxy's file holds, and what the client would have against it."""
+        found = judge(Path(self.proxy))
+        if found.trouble:
+            return found
+        try:
+            mode = stat.S_IMODE(os.stat(self.proxy).st_mode)
+        except OSError as error:
+            return evolve(found, trouble=f"{self.proxy}: {error.strerror}")
+        if mode & (stat.S_IRWXG | stat.S_IRWXO):
+            words = f"{self.proxy} has mode {mode:04o}, and nobody else may read it: chmod 600 {self.proxy}"
+            return evolve(found, trouble=words)
+        return found
 
-    def check(self) -> bytes:
-        """See that the proxy is there and has not expired; return what tells it from the next one in the same file.
+    def check(self) -> Stamp:
+        """See that the proxy can be used; return what tells it from the next one in the same file.
 
         Raises TransferInterrupted: it may be renewed.
         """
@@ -56,19 +76,11 @@ class Credential:
             raise TransferRefused(
                 "gsiftp:// needs a grid proxy: name its file in the site's table (proxy = ...)"
             )
-        try:
-            content = Path(self.proxy).read_bytes()
-            ends = _first_end(content)
-        except OSError as error:
-            words = f"cannot read the grid proxy {self.proxy}: {error.strerror}; {_RENEW}"
-            raise TransferInterrupted(words) from error
-        except ValueError as error:
-            raise TransferInterrupted(f"{self.proxy} is no grid proxy ({error}); {_RENEW}") from error
-        if ends <= datetime.now(UTC):
-            raise TransferInterrupted(
-                f"the grid proxy {self.proxy} expired at {ends:%Y-%m-%d %H:%M} UTC; {_RENEW}"
-            )
-        return hashlib.sha256(content).digest()
+        stamp, found = stamp_of(Path(self.proxy)), self.judged()
+        if reason := found.reason(time.time_ns() // 1000):
+            words = found.trouble or f"{self.proxy}: {reason}"
+            raise TransferInterrupted(f"the grid proxy cannot be used: {words}; {_RENEW}")
+        return stamp
 
     def context(self) -> ssl.SSLContext:
         """Return how to speak TLS as this credential. Raises TransferInterrupted."""
@@ -76,13 +88,20 @@ class Credential:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = not self.subject
         try:
+            revocations = self._has_revocations()
+        except OSError as error:
+            raise TransferInterrupted(
+                f"cannot read the authorities in {self.authorities}: {error.strerror}; install those of your grid, or "
+                "name their place (authorities)"
+            ) from error
+        try:
             context.load_verify_locations(capath=self.authorities)
-            context.load_cert_chain(self.proxy)
+            context.load_cert_chain(self.proxy, password="")  # or OpenSSL asks at the terminal
         except (OSError, ValueError) as error:  # SSLError is an OSError
             raise TransferInterrupted(
                 f"cannot use the grid proxy {self.proxy} with the authorities in {self.authorities}: {error}; {_RENEW}"
             ) from error
-        if self._has_revocations():
+        if revocations:
             context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
         return context
 
@@ -116,14 +135,16 @@ class Seal:
     def shake_hands(self, ask: Callable[[bytes], Reply], credential: Credential, server: str) -> None:
         """Exchange tokens until the server has seen enough. Raises TransferRefused, TransferInterrupted."""
         asked = f"log in to {server}"
-        while True:
+        for _ in range(_ROUNDS):
             token = self._next_token(asked)
             reply = ask(b"ADAT " + base64.b64encode(token))
             if reply.code not in (*_MORE, _ENOUGH):
                 raise trouble(asked, reply.words)
-            self._take(reply)
+            self._take(reply, asked)
             if reply.code == _ENOUGH:
                 break
+        else:
+            raise TransferRefused(f"cannot {asked}: the server asks for more without an end")
         if not self._established:
             raise TransferRefused(
                 f"cannot {asked}: the server ended the handshake before it had shown who it is"
@@ -143,9 +164,11 @@ class Seal:
                 self.tls.write(_NO_DELEGATION)
                 token = self.goes.read()
         except ssl.SSLCertVerificationError as error:
+            words = f"cannot {asked}: its certificate is not believed: {error.verify_message}"
+            if advice := _PASSING.get(error.verify_code):
+                raise TransferInterrupted(f"{words}; {advice}") from error
             raise TransferRefused(
-                f"cannot {asked}: its certificate is not believed: {error.verify_message}; compare the authorities, "
-                "and whether the certificate names this host (if not: subject)"
+                f"{words}; compare the authorities, and whether the certificate names this host (if not: subject)"
             ) from error
         except ssl.SSLError as error:
             raise TransferInterrupted(f"cannot {asked}: {error}") from error
@@ -155,11 +178,14 @@ class Seal:
             )
         return token
 
-    def _take(self, reply: Reply) -> None:
+    def _take(self, reply: Reply, asked: str) -> None:
         for line in reply.lines:
             _, found, token = line.partition(b"ADAT=")
             if found:
-                self.came.write(base64.b64decode(token))
+                try:
+                    self.came.write(base64.b64decode(token))
+                except ValueError as error:
+                    raise TransferInterrupted(f"cannot {asked}: the server says what is no base64") from error
 
     def _see_name(self, credential: Credential, server: str) -> None:
         certificate = self.tls.getpeercert(binary_form=True)
@@ -183,11 +209,6 @@ class Seal:
             while more := self.tls.read(_READ_BYTES):
                 content += more
         return content
-
-
-def _first_end(content: bytes) -> datetime:
-    certificates = x509.load_pem_x509_certificates(content)
-    return min(certificate.not_valid_after_utc for certificate in certificates)
 
 
 def name_of(name: x509.Name) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from edgecore_gridftp import GridFtpTransfer
+from edgecore_gridftp import GridFtpTransfer, control
 from testbed.grid import Grid
 from testbed.gridftp import grid, gridftp_needed
 from testbed.gsi_acceptor import host_context
@@ -200,7 +200,11 @@ def test_a_server_that_lets_us_in_before_it_has_shown_who_it_is_is_refused(fetch
 @pytest.mark.parametrize("scheme", ["gsiftp"])
 @pytest.mark.parametrize(
     ("log_in", "words"),
-    [("unsealed", "not sealed as all must be"), ("mixed up", "cannot be unsealed")],
+    [
+        ("unsealed", "not sealed as all must be"),
+        ("mixed up", "cannot be unsealed"),
+        ("slipped in", "'230 welcome', which is not sealed"),
+    ],
 )
 def test_what_is_not_sealed_by_the_server_that_we_know_is_not_believed(
     log_in: str, words: str, fetch: Fetch, near: Path
@@ -209,3 +213,43 @@ def test_what_is_not_sealed_by_the_server_that_we_know_is_not_believed(
         fetch(Lies(log_in=log_in))
 
     assert [] == os.listdir(near)
+
+
+@pytest.mark.parametrize("scheme", ["gsiftp"])
+@pytest.mark.parametrize(
+    ("log_in", "words"), [("endless", "asks for more without an end"), ("garbled", "what is no base64")]
+)
+def test_a_handshake_that_leads_nowhere_is_ended(log_in: str, words: str, fetch: Fetch) -> None:
+    with pytest.raises((TransferRefused, TransferInterrupted), match=words):
+        fetch(Lies(log_in=log_in))
+
+
+# ------------------------------------------------------------------------- answers without an end
+
+
+@pytest.mark.parametrize("scheme", ["ftp"])
+@pytest.mark.parametrize(
+    ("limit", "flood"),
+    [
+        ("_LINE_LIMIT_BYTES", b"2" * 65536),
+        ("_REPLY_LIMIT_BYTES", b"250-\r\n" * 1000),
+        ("_PARTS_LIMIT", b"113 I live\r\n" * 1000),
+    ],
+)
+def test_an_answer_without_an_end_is_cut_off(
+    limit: str, flood: bytes, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, limit, 100_000)
+
+    with pytest.raises(TransferRefused, match="answers without an end"):
+        fetch(Lies(flood=flood))
+
+
+def test_an_answer_that_comes_in_drops_is_not_waited_for_longer_than_for_any_other(tmp_path: Path) -> None:
+    driver = GridFtpTransfer(answer_s=0.3)
+    driver.open(site=SiteContext(site="theta", work_directory=tmp_path))
+    with HostileFtp(Lies(flood=b"2", pause_s=0.02)).running() as server:
+        report = driver.probe(url=f"{server.url}/tmp")
+    driver.close()
+
+    assert (False, True) == (report.ok, "gave no answer for 0.3 s" in report.message)
