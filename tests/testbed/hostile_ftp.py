@@ -44,7 +44,12 @@ class Lies:
     """Whether every directory holds another one."""
     log_in: str = ""
     """``hasty``: welcome who has been shown nothing; ``unsealed``: answer in the clear after the log-in, as somebody
-    between could; ``mixed up``: seal with what nobody agreed on."""
+    between could; ``mixed up``: seal with what nobody agreed on; ``slipped in``: say something in the clear together with the
+    last word of the handshake; ``endless``: always ask for more; ``garbled``: send what is no token."""
+    flood: bytes = b""
+    """What is sent in place of the answer to MLST, again and again."""
+    pause_s: float = 0.0
+    """Between one and the next of these."""
 
 
 class HostileFtp(socketserver.ThreadingTCPServer):
@@ -111,11 +116,6 @@ class _Session(socketserver.StreamRequestHandler):
                 else:
                     self._say(self._answer(verb, rest))
 
-    def _opened(self, line: bytes) -> bytes:
-        sealed = self.seal is not None and self.seal.ready
-        return self.seal.open(line.partition(b" ")[2]) if self.seal is not None and sealed else line
-
-    def _say(self, text: str) -> None:
     def _token(self, seal: Acceptor, token: bytes) -> bytes:
         """Answer a part of the handshake."""
         true = seal.shake_hands(token)
@@ -129,6 +129,11 @@ class _Session(socketserver.StreamRequestHandler):
                 return true + b"\r\n230 welcome\r\n211-Features\r\n MLST\r\n MLSC\r\n211 End"
         return true
 
+    def _opened(self, line: bytes) -> bytes:
+        sealed = self.seal is not None and self.seal.ready
+        return self.seal.open(line.partition(b" ")[2]) if self.seal is not None and sealed else line
+
+    def _say(self, text: str) -> None:
         reply = os.fsencode(text) + b"\r\n"
         if self.seal is not None and self.seal.ready and self.lies.log_in != "unsealed":
             sealed = self.seal.close(reply)

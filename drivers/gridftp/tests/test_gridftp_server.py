@@ -287,7 +287,6 @@ def second(grid: Grid, tmp_path: Path) -> Iterator[GridFtp]:
     with running_gridftp(tmp_path / "second server", grid) as server:
         yield server
 
-        (server.directory / "map").write_text((gridftp.directory / "map").read_text())
 
 def test_a_tree_goes_from_server_to_server_checked_and_once(
     opened: Open, gridftp: GridFtp, second: GridFtp, source: Path, tmp_path: Path
