@@ -11,7 +11,7 @@ import os
 import pwd
 import signal
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -21,9 +21,18 @@ _ENDING_S: Final = 5.0
 
 
 def process_start(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since boot; None when it has ended."""
+    """Return when a process started, in clock ticks since boot; None when it has ended, to its last thread."""
     stat = process_stat(pid)
-    return None if stat is None or stat[0] in (b"Z", b"X") else int(stat[19])
+    return None if stat is None or _has_ended(stat) else int(stat[19])
+
+
+def _has_ended(stat: Sequence[bytes]) -> bool:
+    """Tell whether nothing of a process runs any more, by what the kernel tells of it.
+
+    The state is that of the first thread only. Others may go on after it, for good or for the moment that a kill
+    takes; each is counted until it is gone.
+    """
+    return stat[0] in (b"Z", b"X") and int(stat[17]) <= 1
 
 
 def process_stat(pid: int) -> list[bytes] | None:
@@ -44,9 +53,18 @@ def carrying(marks: Collection[bytes]) -> Iterator[int]:
         with contextlib.suppress(OSError):  # it has ended, or is not ours to see
             if os.stat(f"/proc/{name}").st_uid != us:
                 continue
-            environment = Path(f"/proc/{name}/environ").read_bytes().split(b"\0")
+            environment = _environment(name).split(b"\0")
             if all(mark in environment for mark in marks):
                 yield int(name)
+
+
+def _environment(pid: str) -> bytes:
+    """Return what a process was started with; a first thread that has ended does not tell it, while others do."""
+    for task in sorted(os.listdir(f"/proc/{pid}/task"), key=int):
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            if content := Path(f"/proc/{pid}/task/{task}/environ").read_bytes():
+                return content
+    return b""
 
 
 def end_all(marks: Collection[bytes]) -> int:

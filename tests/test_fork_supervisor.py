@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from fork_helpers import DEADLINE_S, Spool, group_members, wait_for
+from threads import first_thread_has_ended, outlived
 
 from edgecore.builtin.fork_spool import log, supervised
 from edgecore.models import (
@@ -56,6 +58,36 @@ def test_a_job_that_ended_while_no_supervisor_lived_has_ended(spool: Spool) -> N
     (seen,) = spool.wait_ended([job])
     assert seen.exit_code is None
     assert (job.directory / "over").exists()
+
+
+@pytest.mark.slow
+def test_an_adopted_job_runs_until_its_last_thread_has_ended(spool: Spool) -> None:
+    go = spool.root / "go"
+    (job,) = spool.submit(f"exec {shlex.join(outlived(go))}\n")
+    spool.wait_state(NativeState.RUNNING, [job])
+    pid = spool.pid(job)
+    wait_for(lambda: first_thread_has_ended(pid), "the end of the first thread")
+    spool.kill_supervisor()
+    (other,) = spool.submit("exit 0\n", prefix="other")
+    spool.wait_ended([other])  # the next supervisor has had every occasion
+    assert NativeState.RUNNING is spool.look(job).state
+    go.touch()
+    spool.wait_ended([job])
+
+
+@pytest.mark.slow
+def test_what_an_adopted_job_left_behind_is_ended_though_its_first_thread_has_ended(spool: Spool) -> None:
+    go = spool.root / "go"
+    rest = shlex.join(outlived(spool.root / "never"))
+    (job,) = spool.submit(f"{rest} & echo $! >{spool.root}/rest\nwhile [ ! -e {go} ]; do sleep 0.02; done\n")
+    spool.wait_state(NativeState.RUNNING, [job])
+    wait_for(lambda: (spool.root / "rest").exists() and (spool.root / "rest").read_text(), "the rest")
+    pid = int((spool.root / "rest").read_text())
+    wait_for(lambda: first_thread_has_ended(pid), "the end of its first thread")
+    spool.kill_supervisor()
+    go.touch()
+    spool.wait_ended([job])
+    wait_for(lambda: process_start(pid) is None, "the end of what the adopted job left behind")
 
 
 @pytest.mark.slow

@@ -76,15 +76,9 @@ class Daemon:
     def _end(self, number: signal.Signals) -> None:
         self.signal(number)
         deadline = time.monotonic() + self.deadline_s
-        while self.alive or self._threads_left():
+        while self.alive:
             assert time.monotonic() < deadline, f"{number.name} does not end {' '.join(self.command)}"
             time.sleep(0.01)
-
-    def _threads_left(self) -> bool:
-        """Tell whether some threads of it still hold what it listened on, though the first has ended."""
-        with contextlib.suppress(OSError):
-            return os.listdir(f"/proc/{self.pid}/task") not in ([], [str(self.pid)])
-        return False
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal, unless it has ended."""
