@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import datetime
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from edgecore import serial
 from edgecore.clock import iso, microseconds
@@ -24,6 +24,11 @@ class Admission:
     config: SiteConfig
     applications: Callable[[], Collection[str]]
     """The names in the catalogue."""
+
+    def now(self) -> Admission:
+        """Return what decides by the catalogue as it is now, without asking for it again with every message."""
+        known = frozenset(self.applications())
+        return evolve(self, applications=lambda: known)
 
     def read(self, body: bytes, source: str) -> JobDefinition | ControlMessage:
         """Return what a message asks for. Raises DefinitionError."""
@@ -83,10 +88,11 @@ class Admission:
         site, name = document.get("site"), document.get("application")
         if isinstance(site, str) and site != self.config.site:
             yield Problem("site", shorten(site), f"this site is {self.config.site}")
-        known = sorted(self.applications())
+        known = self.applications()
         if isinstance(name, str) and name not in known:
-            offered = ", ".join(known) or "none yet"
-            yield Problem("application", shorten(name), f"this site offers {offered}{nearest(name, known)}")
+            offered = ", ".join(sorted(known)) or "none yet"
+            said = f"this site offers {offered}{nearest(name, sorted(known))}"
+            yield Problem("application", shorten(name), said)
         for key in ("input_url", "output_url"):
             url = document.get(key)
             if isinstance(url, str) and not any(entry.allows(url) for entry in self.config.transfer):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -54,6 +55,15 @@ def test_a_definitions_own_word_wins_over_the_default_also_when_it_says_nothing(
     read = ADMISSION.read(body(queue=None, wall_time_minutes=5), "x")
     assert isinstance(read, JobDefinition)
     assert (None, 5) == (read.queue, read.wall_time_minutes)
+
+
+def test_the_catalogue_is_asked_once_for_all_that_is_decided_now() -> None:
+    asked: list[tuple[str, ...]] = [("merge",), ("zmumu",)]
+    admission = evolve(ADMISSION, applications=lambda: asked.pop())
+    now = admission.now()
+    assert [now.read(body(), "x")] * 2 == [now.read(body(), "x") for _ in range(2)]
+    with pytest.raises(DefinitionError, match="this site offers merge"):
+        admission.now().read(body(), "x")
 
 
 def test_a_request_about_a_job_is_told_from_a_definition() -> None:
