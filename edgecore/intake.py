@@ -41,7 +41,7 @@ from edgecore.models import (
 )
 from edgecore.reader import Reader
 from edgecore.rows import Rejection
-from edgecore.store import REPEATED_WITHIN_US, Change, Store, status_of
+from edgecore.store import REPEATED_WITHIN_US, Arrival, Change, Store, status_of
 
 __all__ = ["Intake"]
 
@@ -61,9 +61,13 @@ class _Taken:
     """A delivery on its way into the store."""
 
     delivery: Delivery
-    change: Change
-    written: Future[int]
+    arrival: Arrival
     refusal: str = ""
+
+    @property
+    def change(self) -> Change:
+        """What makes the job."""
+        return self.arrival.change
 
 
 @frozen
@@ -71,6 +75,7 @@ class _Batch:
     """Deliveries on their way into the store in one transaction, and what else they asked for."""
 
     taken: Sequence[_Taken]
+    written: Future[list[int]]
     asked: Sequence[tuple[Delivery, ControlMessage]]
 
 
@@ -165,10 +170,11 @@ class Intake:
         """Read deliveries and hand the new jobs to the store, to be written in one transaction."""
         taken: list[_Taken] = []
         asked: list[tuple[Delivery, ControlMessage]] = []
+        admission = self.admission.now()
         with self.store.together():
             for delivery in map(_storable, deliveries):
                 try:
-                    read = self._read(delivery)
+                    read = self._read(delivery, admission)
                 except DefinitionError as error:
                     taken.append(self._reject(delivery, error))
                     continue
@@ -176,13 +182,14 @@ class Intake:
                     asked.append((delivery, read))
                 else:
                     taken.append(self._create(delivery, read))
-        return _Batch(taken, asked)
+            written = self.store.take_all([item.arrival for item in taken])
+        return _Batch(taken, written, asked)
 
-    def _read(self, delivery: Delivery) -> JobDefinition | ControlMessage:
+    def _read(self, delivery: Delivery, admission: Admission) -> JobDefinition | ControlMessage:
         """Read a message. Raises DefinitionError, also where we fail at it: it must not come again for ever."""
         source = self._source(delivery)
         try:
-            return self.admission.read(delivery.body, source)
+            return admission.read(delivery.body, source)
         except EdgeError:
             raise
         except Exception as error:
@@ -194,13 +201,18 @@ class Intake:
         if not self._begun:
             return
         batch = self._begun.popleft()
-        failure = next(filter(None, (item.written.exception() for item in batch.taken)), None)
-        written = [item for item in batch.taken if item.written.exception() is None]
-        new = [item.change for item in written if item.written.result() == item.change.after.id]
-        for item in written:
-            if item.written.result() != item.change.after.id:
-                known = item.written.result()
-                log.info("%s repeats job %d", self._source(item.delivery), known, extra={"job": known})
+        written: list[_Taken] = []
+        new: list[Change] = []
+        failed: list[tuple[_Taken, BaseException]] = []
+        for item, done in zip(batch.taken, self._ids(batch), strict=True):
+            if isinstance(done, BaseException):
+                failed.append((item, done))
+                continue
+            written.append(item)
+            if done == item.change.after.id:
+                new.append(item.change)
+            else:
+                log.info("%s repeats job %d", self._source(item.delivery), done, extra={"job": done})
         self.engine.on_commit()
         self.engine.add_new(new)
         accepted = [item.delivery for item in written if not item.refusal]
@@ -210,9 +222,17 @@ class Intake:
         for item in written:
             if item.refusal:
                 self.messaging.settle(deliveries=[item.delivery], verdict=Verdict.REFUSE, reason=item.refusal)
-        if failure is not None:
-            self._put_back([item.delivery for item in batch.taken if item.written.exception() is not None])
-            raise failure
+        if failed:
+            self._put_back([item.delivery for item, _ in failed])
+            raise failed[0][1]
+
+    def _ids(self, batch: _Batch) -> Sequence[int | BaseException]:
+        """Wait until a batch is durable; answers whose each delivery is. One that cannot be written stops no other."""
+        if batch.written.exception() is None:
+            return batch.written.result()
+        with self.store.together():
+            alone = [self.store.take_all([item.arrival]) for item in batch.taken]
+        return [future.exception() or future.result()[0] for future in alone]
 
     def _source(self, delivery: Delivery) -> str:
         return f"message {_shown(delivery.message_id)}" if delivery.message_id else "message without id"
@@ -232,7 +252,7 @@ class Intake:
             identity = f"body\t{owner}\t{_digest(delivery.body)}"
             since = self._repeated_since(delivery)
         change = self.engine.begun(self._new(owner, definition, JobState.CREATED, ""))
-        return _Taken(delivery, change, self.store.take(identity, change, since=since))
+        return _Taken(delivery, Arrival(identity, change, since=since))
 
     def _repeated_since(self, delivery: Delivery) -> int:
         """Return since when an equal content, taken before, makes a delivery a repetition."""
@@ -254,11 +274,10 @@ class Intake:
             excerpt=delivery.body[:_EXCERPT_BYTES].decode("utf-8", "replace"),
         )
         since = self._repeated_since(delivery)
-        change = Change(None, (job,))
-        written = self.store.take(identity, change, since=since, rejection=rejection)
+        arrival = Arrival(identity, Change(None, (job,)), since=since, rejection=rejection)
         if delivery.reply_to is not None and _permitted(delivery.reply_to):
             self.store.reply(serial.to_json(status_of(job, self.store.site)), delivery.reply_to)
-        return _Taken(delivery, change, written, reasons)
+        return _Taken(delivery, arrival, reasons)
 
     def _new(self, owner: str, definition: JobDefinition, state: JobState, message: str) -> Job:
         return Job(

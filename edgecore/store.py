@@ -24,10 +24,11 @@ from edgecore import locks, rows, serial, store_file
 from edgecore.clock import Clock, iso
 from edgecore.errors import StoreError
 from edgecore.models import Intent, Job, StatusMessage, printable
-from edgecore.rows import Rejection, TransferRecord
+from edgecore.rows import Message, Rejection, TransferRecord
 
 __all__ = [
     "REPEATED_WITHIN_US",
+    "Arrival",
     "Change",
     "Route",
     "Store",
@@ -67,6 +68,18 @@ class Change:
     def after(self) -> Job:
         """The job as it will be."""
         return self.path[-1]
+
+
+@frozen
+class Arrival:
+    """A new job, and the identity by which its message is recognised when it comes again."""
+
+    identity: str
+    change: Change
+    since: int = field(default=0, kw_only=True)
+    """An identity that was taken before that time (microseconds UTC) makes a new job all the same."""
+    rejection: Rejection | None = field(default=None, kw_only=True)
+    """What is kept of a message that was refused."""
 
 
 def status_of(job: Job, site: str) -> StatusMessage:
@@ -127,6 +140,9 @@ class Store:
         self._id_lock = threading.Lock()
         self._waiting: queue.SimpleQueue[list[_Item] | None] = queue.SimpleQueue()
         self._gathering = threading.local()
+        self._passed: list[Job] = []
+        self._said: list[Message] = []
+        """Statuses and messages of the present transaction, not written yet."""
         self._writer = threading.Thread(target=self._write_all, name="edgecore-store", daemon=True)
         self._writer.start()
 
@@ -175,28 +191,14 @@ class Store:
     def take(
         self, identity: str, change: Change, *, since: int = 0, rejection: Rejection | None = None
     ) -> Future[int]:
-        """Write a new job unless *identity* was taken; answers the job's id, old or new.
+        """Write a new job unless *identity* was taken; answers the job's id, old or new."""
+        arrival, now = Arrival(identity, change, since=since, rejection=rejection), self._clock.now()
+        return self._hand(lambda connection: self._take(connection, [arrival], now)[0])
 
-        With the job goes what is kept of a message that was refused.
-        An identity that was taken before *since* (microseconds UTC) makes a new job all the same.
-        """
+    def take_all(self, arrivals: Sequence[Arrival]) -> Future[list[int]]:
+        """Write new jobs, all or none, but those whose identity was taken; answers their ids, old or new."""
         now = self._clock.now()
-
-        def write(connection: sqlite3.Connection) -> int:
-            known = connection.execute(
-                "SELECT job_id FROM inbox WHERE identity = ? AND taken >= ?", (identity, since)
-            ).fetchone()
-            if known is not None:
-                return int(known[0])
-            connection.execute(
-                "INSERT OR REPLACE INTO inbox VALUES (?, ?, ?)", (identity, change.after.id, now)
-            )
-            self._change(connection, change)
-            if rejection is not None:
-                rows.write_rejection(connection, change.after.id, rejection)
-            return change.after.id
-
-        return self._hand(write)
+        return self._hand(lambda connection: self._take(connection, arrivals, now))
 
     def set_intent(self, job_id: int, intent: Intent, *, revive: bool = False) -> Future[None]:
         """Write what the user wants of a job; a cancel is never taken back, but to *revive* it."""
@@ -221,17 +223,14 @@ class Store:
 
     def report(self, job: Job) -> Future[None]:
         """Send the job's present status again, under its present sequence number."""
-        return self._hand(lambda connection: self._report(connection, job))
+        return self._hand(lambda connection: self._report(job))
 
     def reply(self, body: str, key: str | None) -> Future[None]:
         """Send a message that belongs to no job, to *key* or else where status goes."""
 
         def write(connection: sqlite3.Connection) -> None:
             if self._route is not None:
-                row = (None, self._route.exchange, key or self._route.key, body)
-                connection.execute(
-                    "INSERT INTO outbox (job_id, exchange, key, body) VALUES (?, ?, ?, ?)", row
-                )
+                self._said.append((None, self._route.exchange, key or self._route.key, body))
 
         return self._hand(write)
 
@@ -293,32 +292,52 @@ class Store:
 
     # ------------------------------------------------------------------------ the rows
 
+    def _take(self, connection: sqlite3.Connection, arrivals: Sequence[Arrival], now: int) -> list[int]:
+        known = rows.identities(connection, [arrival.identity for arrival in arrivals])
+        new = []
+        ids = []
+        for arrival in arrivals:
+            job_id, taken = known.get(arrival.identity, (0, -1))
+            if job_id == 0 or taken < arrival.since:
+                job_id = arrival.change.after.id
+                known[arrival.identity] = job_id, now
+                new.append(arrival)
+            ids.append(job_id)
+        rows.write_identities(connection, [(each.identity, each.change.after.id, now) for each in new])
+        rows.insert_jobs(connection, [each.change.after for each in new])
+        for each in new:
+            self._beside(connection, each.change)
+            if each.rejection is not None:
+                rows.write_rejection(connection, each.change.after.id, each.rejection)
+        return ids
+
     def _change(self, connection: sqlite3.Connection, change: Change) -> bool:
         before, after = change.before, change.after
         if before is None:
-            rows.insert_job(connection, after)
+            rows.insert_jobs(connection, [after])
         elif not rows.update_job(connection, before, after):
             return False
+        self._beside(connection, change)
+        return True
+
+    def _beside(self, connection: sqlite3.Connection, change: Change) -> None:
+        """Write what goes with the row of a job."""
+        before, after = change.before, change.after
         if after.attempt is not None and (before is None or after.attempt != before.attempt):
             rows.write_attempt(connection, after.id, after.attempt)
         sequence = before.sequence if before else 0
         for job in change.path:
             if job.sequence > sequence:
                 sequence = job.sequence
-                rows.write_history(connection, job)
-                self._report(connection, job)
+                self._passed.append(job)
+                self._report(job)
         if change.transfer is not None:
             rows.write_transfer(connection, after.id, change.transfer)
-        return True
 
-    def _report(self, connection: sqlite3.Connection, job: Job) -> None:
-        if self._route is None:
-            return
-        body = serial.to_json(status_of(job, self.site))
-        connection.execute(
-            "INSERT INTO outbox (job_id, exchange, key, body) VALUES (?, ?, ?, ?)",
-            (job.id, self._route.exchange, self._route.key, body),
-        )
+    def _report(self, job: Job) -> None:
+        if self._route is not None:
+            body = serial.to_json(status_of(job, self.site))
+            self._said.append((job.id, self._route.exchange, self._route.key, body))
 
     # ---------------------------------------------------------------------- the writer
 
@@ -352,7 +371,7 @@ class Store:
             return
         try:
             with store_file.transaction(self._connection):
-                results = [operation(self._connection) for operation, _ in items]
+                results = self._carry_out(items)
         except Exception as error:
             if len(items) > 1:
                 for item in items:
@@ -366,3 +385,12 @@ class Store:
         self._committed(len(items))
         for (_, future), result in zip(items, results, strict=True):
             future.set_result(result)
+
+    def _carry_out(self, items: Sequence[_Item]) -> list[Any]:
+        """Write what was handed over; what nobody looks at before the transaction ends comes last, gathered."""
+        self._passed.clear()
+        self._said.clear()
+        results = [operation(self._connection) for operation, _ in items]
+        rows.write_history(self._connection, self._passed)
+        rows.write_messages(self._connection, self._said)
+        return results

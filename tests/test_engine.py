@@ -6,7 +6,7 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ from edgecore.errors import TransferInterrupted, Veto
 from edgecore.models import Intent, Job, NativeState
 from edgecore.models import JobState as S
 from edgecore.reader import Reader
-from edgecore.store import Change, Store
+from edgecore.store import Arrival, Change, Store
 from edgecore.store_file import last_beat
 
 SLOW_RETRY = {"first_s": 600.0, "longest_s": 600.0}
@@ -90,13 +90,13 @@ def test_a_new_job_with_nothing_to_stage_or_prepare_becomes_durable_where_it_can
     edge: Edge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[list[S]] = []
-    take = Store.take
+    take_all = Store.take_all
 
-    def noting(store: Store, identity: str, change: Change, **more: Any) -> Any:
-        written.append([job.state for job in change.path])
-        return take(store, identity, change, **more)
+    def noting(store: Store, arrivals: Sequence[Arrival]) -> Any:
+        written.extend([job.state for job in arrival.change.path] for arrival in arrivals)
+        return take_all(store, arrivals)
 
-    monkeypatch.setattr(Store, "take", noting)
+    monkeypatch.setattr(Store, "take_all", noting)
     edge.start()
     edge.send("plain")
     send_with_input(edge, "staged")
@@ -374,11 +374,11 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> FullDisk:
     disk = FullDisk()
     real = edgecore.rows.write_history
 
-    def write_history(connection: sqlite3.Connection, job: Job) -> None:
-        if disk.full or job.state is disk.once:
+    def write_history(connection: sqlite3.Connection, jobs: Sequence[Job]) -> None:
+        if jobs and (disk.full or any(job.state is disk.once for job in jobs)):
             disk.failed, disk.once = disk.failed + 1, None
             raise sqlite3.OperationalError("database or disk is full")
-        real(connection, job)
+        real(connection, jobs)
 
     monkeypatch.setattr(edgecore.rows, "write_history", write_history)
     return disk

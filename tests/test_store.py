@@ -27,7 +27,7 @@ from edgecore.errors import StoreError, StoreLocked, StoreUnusable
 from edgecore.models import Application, Attempt, Intent, Job, JobDefinition, JobState
 from edgecore.reader import Reader
 from edgecore.rows import TransferRecord
-from edgecore.store import Change, Route, Store
+from edgecore.store import Arrival, Change, Route, Store
 from edgecore.store_file import connect, is_running
 
 S = JobState
@@ -164,6 +164,41 @@ def test_an_identity_is_taken_once_and_answers_the_first_job(store: Store, path:
     assert [first.id, first.id] == [take(store, first, "same"), take(store, again, "same")]
     with Reader(path) as reader:
         assert [first.id] == [job.id for job in reader.latest(10)]
+
+
+def test_of_many_that_come_together_each_is_taken_once_and_reported_in_order(
+    store: Store, path: Path
+) -> None:
+    known = new_job(store)
+    take(store, known, "known")
+    jobs = [new_job(store) for _ in range(150)]  # more than two statements hold
+    paths = [(job, job.moved(S.STAGED_IN, 2_000_000)) for job in jobs]
+    arrivals = [Arrival(str(job.id), Change(None, path)) for job, path in zip(jobs, paths, strict=True)]
+    again = [Arrival(name, Change(None, (new_job(store),))) for name in ("known", str(jobs[3].id))]
+
+    answer = store.take_all([*arrivals, *again]).result(10)
+
+    assert [*(job.id for job in jobs), known.id, jobs[3].id] == answer
+    with Reader(path) as reader:
+        assert {known, *(path[-1] for path in paths)} == set(reader.latest(1_000))
+        assert [S.CREATED, S.STAGED_IN] == [entry.state for entry in reader.history(jobs[149].id)]
+        bodies = [json.loads(entry.body) for entry in reader.outbox(0, 1_000)]
+    assert [(job.id, job.sequence) for job in [known, *(job for path in paths for job in path)]] == [
+        (body["job_id"], body["sequence"]) for body in bodies
+    ]
+
+
+def test_of_many_that_come_together_none_is_taken_where_one_cannot_be_written(
+    store: Store, path: Path
+) -> None:
+    good, bad = new_job(store), evolve(new_job(store), sequence=0)  # breaks a CHECK
+    with pytest.raises(StoreError, match="CHECK"):
+        store.take_all([Arrival("a", Change(None, (good,))), Arrival("b", Change(None, (bad,)))]).result(10)
+
+    assert good.id == take(store, good, "a")
+    with Reader(path) as reader:
+        assert (good,) == reader.latest(10)
+        assert [1] == [json.loads(entry.body)["sequence"] for entry in reader.outbox(0, 10)]
 
 
 def test_an_identity_that_proves_nothing_may_be_taken_again(store: Store, path: Path) -> None:

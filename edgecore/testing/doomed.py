@@ -81,9 +81,9 @@ def _around_commit(state: str, *, after: bool) -> Callable[[], None]:
         real = rows.write_history
         seen = threading.local()
 
-        def write_history(connection: Any, job: Any) -> None:
-            real(connection, job)
-            seen.state = getattr(seen, "state", False) or job.state == state
+        def write_history(connection: Any, jobs: Any) -> None:
+            real(connection, jobs)
+            seen.state = getattr(seen, "state", False) or any(job.state == state for job in jobs)
 
         rows.write_history = write_history
         together = store.Store._write_together  # noqa: SLF001
