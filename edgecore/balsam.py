@@ -225,10 +225,11 @@ class Actions:
         if job.state is S.JOB_FAILED and job.failed_state is not None:
             if from_start:
                 return Change(job, (job.moved(S.CREATED, now, "retried by an operator, from its input on"),))
-            if self._place.directory(job).is_dir():
-                return Change(job, (job.moved(RESUMES_AT[job.failed_state], now, "retried by an operator"),))
-            message = "retried by an operator, from its input on: its directory was removed"
-            return Change(job, (job.moved(S.CREATED, now, message),))
+            state, message = RESUMES_AT[job.failed_state], "retried by an operator"
+            if state is not S.CREATED and not self._place.directory(job).is_dir():
+                why = "its directory was removed" if _had_directory(job) else "it has no directory"
+                state, message = S.CREATED, f"{message}, from its input on: {why}"
+            return Change(job, (job.moved(state, now, message),))
         if job.state is S.SUBMIT_DISABLED:
             return Change(job, (job.moved(S.PREPROCESSED, now, "retried by an operator"),))
         if job.state is S.LOST:
@@ -380,6 +381,12 @@ class Actions:
         if job.definition.output_url is None:
             return job.moved(S.JOB_FAILED, self.clock.now(), job.message, failed_state=S.EXECUTION_FAILED)
         return None
+
+
+def _had_directory(job: Job) -> bool:
+    """Tell whether a failed job certainly had a directory: one that brought no input may have got none."""
+    fetched = job.definition.input_url is not None and job.failed_state is not S.STAGE_IN_FAILED
+    return fetched or job.attempt is not None
 
 
 def _source(job: Job) -> str | None:

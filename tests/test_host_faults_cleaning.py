@@ -79,6 +79,25 @@ def test_a_job_that_is_retried_after_its_directory_was_set_aside_begins_anew(edg
     assert job_directory(edge.config.work_directory, job.id).is_dir()
 
 
+@pytest.mark.parametrize(
+    ("urls", "told"),
+    [
+        (["input_url"], "retried by an operator"),
+        ([], "retried by an operator, from its input on: it has no directory"),
+    ],
+    ids=["with input", "without"],
+)
+def test_a_job_that_failed_before_it_had_a_directory_is_not_told_that_it_was_removed(
+    edge: Edge, urls: list[str], told: str
+) -> None:
+    edge.start()
+    edge.send(not_after="2020-01-01T00:00:00Z", **dict.fromkeys(urls, f"file://{edge.site.base}/data"))
+    edge.wait("job", S.JOB_FAILED)
+    edge.ask("retry")
+    edge.wait("job", S.JOB_FAILED, times=2)
+    assert told in edge.messages()
+
+
 def test_what_a_killed_service_had_set_aside_is_removed_by_the_next(edge: Edge) -> None:
     job = failed_job(edge)
     aside = edge.config.work_directory / ".removed"
