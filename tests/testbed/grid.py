@@ -22,6 +22,7 @@ from cryptography.x509.oid import NameOID, ObjectIdentifier
 __all__ = ["Grid", "Owner"]
 
 _DAY: Final = timedelta(days=1)
+_LONG: Final = 90 * _DAY
 _PROXY_INFO: Final = ObjectIdentifier("1.3.6.1.5.5.7.1.14")
 _IMPERSONATION: Final = bytes.fromhex("300c300a06082b06010505071501")
 """ProxyCertInfo of a proxy that may do all that its owner may (id-ppl-inheritAll)."""
@@ -102,22 +103,45 @@ class Grid:
         policy = _POLICY.format(authority=_written(self._certificate.subject))
         (self.authorities / f"{found}.signing_policy").write_text(policy)
 
-    def host(self, names: Sequence[str] = ("localhost",), addresses: Sequence[str] = ("127.0.0.1",)) -> Owner:
+    def revoke(self, *owners: Owner, lasts: timedelta = _DAY) -> None:
+        """Install a list of those whose certificates are revoked, which is good for so long and may have expired."""
+        now = datetime.now(UTC)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self._certificate.subject)
+            .last_update(now - 2 * _DAY)
+            .next_update(now + lasts)
+        )
+        for owner in owners:
+            revoked = x509.RevokedCertificateBuilder().serial_number(owner.certificate.serial_number)
+            builder = builder.add_revoked_certificate(revoked.revocation_date(now - _DAY).build())
+        made = builder.sign(self._key, hashes.SHA256())
+        [authority] = self.authorities.glob("*.0")
+        authority.with_suffix(".r0").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+
+    def host(
+        self,
+        names: Sequence[str] = ("localhost",),
+        addresses: Sequence[str] = ("127.0.0.1",),
+        lasts: timedelta = _LONG,
+    ) -> Owner:
         """Sign for a host."""
         others = (
             [x509.DNSName(name) for name in names],
             [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses],
         )
-        return self._signed(names[0], x509.SubjectAlternativeName([*others[0], *others[1]]))
+        return self._signed(names[0], x509.SubjectAlternativeName([*others[0], *others[1]]), lasts)
 
     def user(self, name: str) -> Owner:
         """Sign for a person or a service."""
         return self._signed(name, None)
 
-    def _signed(self, name: str, others: x509.SubjectAlternativeName | None) -> Owner:
+    def _signed(
+        self, name: str, others: x509.SubjectAlternativeName | None, lasts: timedelta = _LONG
+    ) -> Owner:
         key = _key()
         builder = (
-            _builder(_name(name), self._certificate.subject, key)
+            _builder(_name(name), self._certificate.subject, key, lasts)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(), critical=True)
         )
@@ -126,7 +150,9 @@ class Grid:
         return Owner(builder.sign(self._key, hashes.SHA256()), key)
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: rsa.RSAPrivateKey) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: rsa.RSAPrivateKey, lasts: timedelta = _LONG
+) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     return (
         x509.CertificateBuilder()
@@ -135,7 +161,7 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: rsa.RSAPrivateKey) -> x
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - 2 * _DAY)
-        .not_valid_after(now + 90 * _DAY)
+        .not_valid_after(now + lasts)
     )
 
 

@@ -18,9 +18,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from testbed.grid import Grid
+from testbed.grid import Grid, Owner
 
-__all__ = ["Acceptor", "host_context"]
+__all__ = ["Acceptor", "host_context", "owner_context"]
 
 _READ_BYTES: Final = 1024 * 1024
 _DELEGATES: Final = b"D"
@@ -28,8 +28,13 @@ _DELEGATES: Final = b"D"
 
 def host_context(grid: Grid, directory: Path) -> ssl.SSLContext:
     """Return how a host of the grid speaks; *directory* gets its certificate and its key."""
+    return owner_context(grid.host(), directory)
+
+
+def owner_context(owner: Owner, directory: Path) -> ssl.SSLContext:
+    """Return how one host speaks."""
     certificate, key = directory / "host.pem", directory / "host.key"
-    grid.host().write(certificate, key)
+    owner.write(certificate, key)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     return context

@@ -34,13 +34,15 @@ _WORDS_LIMIT: Final = 700
 _EXPIRED: Final = (
     "make a new proxy (grid-proxy-init, voms-proxy-init or myproxy-logon) at the place that the site names"
 )
+_REVOCATIONS: Final = "have the lists of revoked certificates fetched anew, here or there (fetch-crl)"
 _TRUST: Final = (
     "compare the directory of authorities here (authorities), and there, with who signed the certificates"
 )
 
 _TRANSIENT: Final = (
     (r"No space left on device|NO_SPACE_LEFT|Disk quota exceeded|QUOTA_EXCEEDED", "make room there"),
-    (r"has expired|expired \d+ minutes ago", _EXPIRED),
+    (r"CRL has expired", _REVOCATIONS),
+    (r"has expired|certificate expired|expired \d+ minutes ago", _EXPIRED),
     (r"not yet valid", "compare the clocks of both machines"),
     (
         r"Connection refused|No route to host|Network is unreachable",

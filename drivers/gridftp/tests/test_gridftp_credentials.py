@@ -5,16 +5,30 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from edgecore_gridftp.client import Client
 from edgecore_gridftp.examining import findings
-from edgecore_gridftp.gsi import Credential
+from edgecore_gridftp.gsi import Credential, Seal
+from edgecore_gridftp.text import Reply
+from testbed.grid import Grid, Owner
+from testbed.gridftp import gridftp_needed
+from testbed.gsi_acceptor import Acceptor, owner_context
 from testbed.proxies import Holder, place_file, proxy_pem, write_proxy
 
-from edgecore.errors import TransferInterrupted
+from edgecore.errors import TransferInterrupted, TransferRefused
 from edgecore.models import Finding, Level
+
+__all__ = ["gridftp_needed"]
+
+
+@pytest.fixture
+def grid(tmp_path: Path, gridftp_needed: None) -> Grid:
+    """An authority of its own, whose lists a test may change."""
+    return Grid(tmp_path / "grid")
 
 
 def _fifo(path: Path) -> None:
@@ -108,6 +122,47 @@ def test_nobody_is_asked_for_a_passphrase_at_the_terminal(
     with pytest.raises(TransferInterrupted, match="cannot use the grid proxy"):
         credential.context()
     assert ("", "") == capfd.readouterr()
+
+
+# --------------------------------------------------------------------------- what a server shows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("revoked", "lasts", "error", "words"),
+    [
+        (False, timedelta(days=1), None, ""),
+        (True, timedelta(days=1), TransferRefused, "certificate revoked"),
+        (False, -timedelta(hours=1), TransferInterrupted, "CRL has expired; have the lists of revoked"),
+    ],
+)
+def test_a_server_is_believed_unless_its_authority_has_revoked_it_or_may_have(
+    revoked: bool, lasts: timedelta, error: type[Exception] | None, words: str, grid: Grid, tmp_path: Path
+) -> None:
+    host = grid.host()
+    grid.revoke(*([host] if revoked else []), lasts=lasts)
+
+    with nullcontext() if error is None else pytest.raises(error, match=words):
+        _shake_hands(grid, host, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_certificate_of_a_server_that_has_expired_may_be_renewed_there(grid: Grid, tmp_path: Path) -> None:
+    with pytest.raises(TransferInterrupted, match="certificate has expired; its operators must renew it"):
+        _shake_hands(grid, grid.host(lasts=-timedelta(minutes=1)), tmp_path)
+
+
+def _shake_hands(grid: Grid, host: Owner, directory: Path) -> None:
+    """Log in to a host, in memory."""
+    acceptor = Acceptor(owner_context(host, directory))
+    proxy = grid.user("Alice of the tests").write_proxy(directory / "proxy")
+    credential = Credential(proxy=str(proxy), authorities=str(grid.authorities))
+
+    def ask(command: bytes) -> Reply:
+        answer = acceptor.shake_hands(command.removeprefix(b"ADAT "))
+        return Reply(int(answer[:3]), (answer[4:],))
+
+    Seal.made(credential, "127.0.0.1").shake_hands(ask, credential, "the server")
 
 
 def _findings(credential: Credential) -> list[Finding]:

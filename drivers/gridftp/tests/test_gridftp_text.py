@@ -37,10 +37,13 @@ _TRANSIENT = {
     "checksum-mismatch": "checksum verification failure for",
     "disk-full-local": "No space left on device; globus_xio: A system call failed: No space left on device; make room",
     "disk-full-remote": "No space left on device",
+    "expired-crl-here": "Invalid CRL: The available CRL has expired; have the lists",
+    "expired-crl-there": "Invalid CRL: The available CRL has expired; have the lists",
     "expired-proxy": "has expired.; make a new proxy",
     "expired-proxy-env-no-usercert": "expired 0 minutes ago.; make a new proxy",
     "get-server-child-killed-midway": "EOF has been reached",
     "hostname-unknown": "Name or service not known; is the name of the host right?",
+    "proxy-expired-on-the-way": "The failure occurred during a handshake read",
     "put-server-child-killed-midway": "Connection reset by peer",
     "server-down": "Unable to connect to 127.0.0.1:12999; globus_xio: System error in connect: Connection refused",
     "server-offline-message": "down for maintenance",
@@ -72,6 +75,12 @@ def test_what_may_pass_is_an_interruption_in_the_tool_s_own_words(name: str) -> 
 
 def test_words_that_nobody_knows_may_pass() -> None:
     assert TransferInterrupted is type(trouble("carry it", "the cat sat on the keyboard"))
+
+
+def test_a_proxy_that_expires_between_two_data_connections_is_told_as_such() -> None:
+    words = "OpenSSL Error: ../ssl/record/rec_layer_s3.c:1601: sslv3 alert certificate expired SSL alert number 45"
+
+    assert "make a new proxy" in str(trouble("carry it", words))
 
 
 def test_what_vanished_on_the_way_may_come_back() -> None:
