@@ -219,8 +219,11 @@ def _passphrase(path: Path | None) -> bytes:
     if path is None:
         return b""
     try:
-        with path.open("rb") as file:
+        # Opening a FIFO to which nobody writes would hold us for ever, whatever signal comes.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             mode = os.fstat(file.fileno()).st_mode
+            if not stat.S_ISREG(mode):
+                raise NotRenewed(f"the passphrase file {path} is no file")
             content = file.read(_LONGEST_PASSPHRASE).rstrip(b"\r\n")
     except OSError as error:
         raise NotRenewed(f"the passphrase file {path}: {error.strerror}") from error

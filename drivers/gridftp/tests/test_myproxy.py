@@ -179,6 +179,14 @@ def test_a_passphrase_that_others_can_read_is_not_used(
     assert words in capsys.readouterr().err
 
 
+def test_a_passphrase_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "passphrase"
+    os.mkfifo(path, 0o600)
+    given = ["--server", "localhost:1", "--user", "x", "--file", str(tmp_path / "proxy")]
+    assert 1 == main([*given, "--passphrase-file", str(path)])
+    assert f"the passphrase file {path} is no file" in capsys.readouterr().err
+
+
 @pytest.fixture
 def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Let something else stand for ``myproxy-logon``."""
