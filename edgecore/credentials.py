@@ -15,6 +15,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from attrs import define, field, frozen
@@ -111,15 +112,15 @@ class Credentials:
                 if look:
                     credential.look()
                 if credential.reason():
-                    return (
-                        f"the credential {credential.table.name}, which cannot be used: {credential.hint()}"
-                    )
+                    return f"{_waited_for(credential.table.name)} {credential.hint()}"
         return ""
 
     def kept_too_long(self, job: Job, now: int) -> str:
         """Say that a job's time is up while it waits to begin; empty where it is not, or waits for something else."""
-        waits = job.state is JobState.CREATED and job.intent is Intent.RUN
-        return too_late(job, now) if waits and self.missing(job.definition.input_url) else ""
+        if job.state is not JobState.CREATED or job.intent is not Intent.RUN:
+            return ""
+        words = too_late(job, now)
+        return words if words and self.missing(job.definition.input_url) else ""
 
     def awaited(
         self, action: Callable[[Job], Outcome], url: Callable[[Job], str | None]
@@ -139,6 +140,11 @@ class Credentials:
             return Postponed(f"{WAITS}{missing}", job.due)
 
         return checked
+
+
+def _waited_for(name: str) -> str:
+    """Begin to say what a job waits for that needs a credential."""
+    return f"the credential {name}, which cannot be used:"
 
 
 def open_credentials(
@@ -415,7 +421,7 @@ def watch_credentials(
             environment=environment,
             marks=programs_of(config.store),
             expiring=expiring,
-            usable=engine.reconsider,
+            usable=partial(engine.reconsider, _waited_for(credential.table.name)),
             unusable=unusable,
             backoff=engine.backoff,
         )

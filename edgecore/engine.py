@@ -164,10 +164,10 @@ class Engine:
         self._loop.put(lambda: self._change_outside(job, make, done))
         return done
 
-    def reconsider(self) -> None:
-        """Ask anew whether the jobs that steps keep out may go on."""
+    def reconsider(self, missing: str = "") -> None:
+        """Ask anew whether the jobs may go on that steps keep out for a reason that begins so."""
         if self._kept_out:
-            self._loop.put(self._let_in)
+            self._loop.put(lambda: self._let_in(f"{WAITS}{missing}"))
 
     def stop(self) -> None:
         """Begin nothing more; `run` returns when what was begun has ended."""
@@ -353,10 +353,10 @@ class Engine:
         self.jobs[job.id] = evolve(job, message=message)
         self.store.note(job, message)
 
-    def _let_in(self) -> None:
+    def _let_in(self, reason: str) -> None:
         for job_id in [job_id for job_id in self._kept_out if job_id not in self.jobs]:
             del self._kept_out[job_id]
-        self._dispatch(list(self._kept_out))
+        self._dispatch([job_id for job_id, why in self._kept_out.items() if why.startswith(reason)])
 
     def _instant_path(self, job: Job) -> tuple[Job, ...]:
         """Return what a job comes to, one state after the other, where there is nothing to do."""

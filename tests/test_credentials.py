@@ -28,7 +28,7 @@ from edgecore.certificates import judge, utc
 from edgecore.cli.waiting import waits_for
 from edgecore.clock import Clock, iso
 from edgecore.config import CredentialTable, MetricsTable
-from edgecore.credentials import Credential, CredentialWatch, open_credentials
+from edgecore.credentials import Credential, Credentials, CredentialWatch, open_credentials
 from edgecore.doctor.credentials import credential_checks
 from edgecore.errors import ConfigurationError, StoreError, TransferInterrupted, TransferRefused
 from edgecore.hookspecs import Lifecycle, hookimpl
@@ -461,6 +461,34 @@ def test_a_job_whose_time_is_up_while_it_waits_for_a_credential_ends(edge: Edge,
     edge.wait("patient", S.JOB_FINISHED)
     assert edge.transfer is not None
     assert 1 == len(edge.transfer.fetched)
+
+
+@pytest.mark.slow
+def test_who_waits_for_one_credential_is_not_asked_about_at_every_look_at_another(
+    edge: Edge, proxy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten thousand jobs may wait."""
+    other = CredentialTable(name="other", file=write_proxy(edge.site.base / "other", 5 * HOUR_S), look_s=0.05)
+    edge.config = evolve(edge.config, credential=(*edge.config.credential, other))
+    asked, told, missing, tell = list[object](), list[str](), Credentials.missing, CredentialWatch._tell
+
+    def noted(credentials: Credentials, url: str | None, *, look: bool = False) -> str:
+        asked.append(url)
+        return missing(credentials, url, look=look)
+
+    def counted(watch: CredentialWatch) -> None:
+        tell(watch)
+        told.append(watch.credential.table.name)
+
+    monkeypatch.setattr(Credentials, "missing", noted)
+    monkeypatch.setattr(CredentialWatch, "_tell", counted)
+    edge.start()
+    edge.send("needs", **without_file(edge, "needs"))
+    edge.until(lambda: "waits for the credential" in edge.job("needs").message)
+
+    before, looks = len(asked), len(told)
+    edge.until(lambda: min(told[looks:].count("other"), told[looks:].count("grid")) >= 5)
+    assert before == len(asked)
 
 
 @pytest.mark.slow
