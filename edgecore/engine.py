@@ -26,7 +26,7 @@ from edgecore.alarms import STORE, AlarmListener, Alarms, HostTrouble, Silence
 from edgecore.backoff import Backoff
 from edgecore.clock import Clock
 from edgecore.errors import ActionStopped, EdgeError, SchedulerUnavailable, StoreError, Unavailable, Veto
-from edgecore.graph import WAITS, Graph, Outcome, Postponed, Step, Watch
+from edgecore.graph import WAITS, Failed, Graph, Outcome, Postponed, Step, Watch
 from edgecore.lanes import Lane
 from edgecore.logs import about
 from edgecore.loop import Loop
@@ -444,8 +444,10 @@ class Engine:
         for task in tasks:
             job = self.jobs.get(task.job.id, task.job)
             outcome = outcomes.get(job.id)
-            if outcome is None and isinstance(step, Step) and job.state is task.job.state:
-                outcome = self._outcome_of(error, step, job)
+            if outcome is None or isinstance(outcome, Failed):
+                met, outcome = error if outcome is None else outcome.error, None
+                if isinstance(step, Step) and job.state is task.job.state:
+                    outcome = self._outcome_of(met, step, job)
             if outcome is None:
                 unchanged.append(job.id)
             else:
@@ -455,7 +457,7 @@ class Engine:
         if changes:
             self._write(changes)
 
-    def _outcome_of(self, error: Exception | None, step: Step, job: Job) -> Outcome | None:
+    def _outcome_of(self, error: Exception | None, step: Step, job: Job) -> Change | Postponed | None:
         """Tell what an action without an answer means for its job: try again, or give up."""
         if self.unwanted(job.id):
             return None

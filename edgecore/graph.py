@@ -15,7 +15,7 @@ from attrs import frozen
 from edgecore.models import Job, JobState
 from edgecore.store import Change
 
-__all__ = ["WAITS", "Action", "Graph", "Outcome", "Postponed", "Step", "Watch"]
+__all__ = ["WAITS", "Action", "Failed", "Graph", "Outcome", "Postponed", "Step", "Watch"]
 
 WAITS: Final = "it waits for "
 """How the message of a job begins that its step does not let in."""
@@ -30,7 +30,14 @@ class Postponed:
     """Microseconds UTC, which counts as no failure; None for the usual back-off."""
 
 
-Outcome: TypeAlias = Change | Postponed
+@frozen
+class Failed:
+    """An action failed for one job of a group only, as if it had raised that *error* for this job alone."""
+
+    error: Exception
+
+
+Outcome: TypeAlias = Change | Postponed | Failed
 Action: TypeAlias = Callable[[Sequence[Job]], Mapping[int, Outcome]]
 """Works on jobs (several where the step groups) and answers by job id."""
 

@@ -15,7 +15,7 @@ from attrs import evolve, field, frozen
 from edgecore import applications, batch
 from edgecore.drivers import SchedulingRelay
 from edgecore.errors import ActionFailed, SchedulerUnavailable
-from edgecore.graph import Outcome, Postponed
+from edgecore.graph import Failed, Outcome, Postponed
 from edgecore.models import (
     Application,
     Attempt,
@@ -105,7 +105,7 @@ class Submitting:
             except OSError as error:
                 if len(jobs) == 1 or of_host(error):
                     raise
-                outcomes[job.id] = Postponed(str(error))  # the others of its group are not to blame
+                outcomes[job.id] = Failed(error)  # the others of its group are not to blame
                 continue
             tag = batch.attempt_tag(job.id, number)
             attempt = Attempt(number=number, tag=tag, group_tag=tag, intended=now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -122,6 +123,51 @@ def test_a_job_whose_directory_cannot_be_used_keeps_none_of_its_group_waiting(ed
     assert (
         f"gave up after 3 tries: [Errno 17] File exists: '{data}'" == edge.wait("b", S.SUBMIT_FAILED).message
     )
+
+
+def test_a_job_whose_directory_cannot_be_used_is_given_up_though_it_never_comes_alone(edge: Edge) -> None:
+    turnstile = Turnstile()
+    edge.scheduling.max_group = 10
+    edge.scheduling.open_gate = turnstile
+    edge.start()
+    edge.send("other-0", queue="debug")
+    assert edge.scheduling.at_gate.acquire(timeout=20)  # the lane is busy: what comes gathers
+    edge.send("bad")
+    data = batch.data_directory(edge.config.work_directory, edge.wait("bad", S.PREPROCESSED).id)
+    data.parent.mkdir(parents=True)
+    data.symlink_to("/nonexistent/scratch")
+    for number in range(3):
+        edge.send(f"good-{number}")
+        edge.until(lambda: gathered(edge) == 2)
+        assert number == edge.job("bad").failures
+        edge.send(f"other-{number + 1}", queue="debug")  # will keep the lane busy until it has come again
+        edge.until(lambda: gathered(edge) == 3)
+        for _ in range(2):
+            turnstile.passing.release()
+            assert edge.scheduling.at_gate.acquire(timeout=20)
+    told = edge.wait("bad", S.SUBMIT_FAILED).message
+    assert f"gave up after 3 tries: [Errno 17] File exists: '{data}'" == told
+    turnstile.passing.release()
+    for number in range(3):
+        edge.wait(f"good-{number}", S.JOB_FINISHED)
+
+
+class Turnstile(threading.Event):
+    """Let one submission pass for each time that `passing` is released."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passing = threading.Semaphore(0)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self.passing.acquire(timeout=timeout)
+
+
+def gathered(edge: Edge) -> int:
+    """Return how many jobs have gathered before the submitting lane."""
+    engine = edge.balsam._engine
+    assert engine is not None
+    return sum(len(items) for items, _ in engine._running["submitting"]._waiting.values())
 
 
 def test_a_job_that_nobody_wants_any_more_is_left_out_of_its_group(edge: Edge) -> None:
