@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from edgecore.models import Group, NativeState, Observation, Refusal, Submission, Value
 from edgecore_slurm.tables import BY_ITSELF, HARMLESS, OWN_OPTIONS, REFUSALS, STATES, is_hold, never_starts
@@ -35,10 +35,12 @@ __all__ = [
 _FORMAT: Final = "%i|%u|%T|%V|%S|%e|%N|%r|%j"
 _LISTED: Final = "JOBID|USER|STATE|SUBMIT_TIME|START_TIME|END_TIME|NODELIST|REASON|NAME"
 _ACCOUNTED: Final = "JobID|User|State|ExitCode|Submit|Start|End|NodeList|JobName"
-_BATCH_ID: Final = re.compile(r"\d+(_\d+)?")
+_BATCH_ID: Final = re.compile(r"\d+(?:_(\d+))?")
 _TIME_LENGTH: Final = len("2026-11-22T10:31:00")
 _REMEMBERED: Final = 20_000
 """How many lines of listings are not parsed again: more than most accounts have jobs in a queue, in some 15 MB."""
+_ALIKE: Final = 1_024
+"""Of how many jobs that differ in more than their names the rest is not parsed again."""
 _NOT_LAUNCHED: Final = 53
 """The signal of ``0:53``, with which Slurm accounts for a script that it could not start (JobLaunchFailure)."""
 
@@ -151,6 +153,13 @@ def _parse(
 def _listed(line: bytes) -> Observation:
     """Return what a line of squeue says, which is nearly always what it said at the look before. Raises ValueError."""
     job, user, said, submitted, begins, ends, nodes, reason, name = line.decode().split("|", 8)
+    told = _told(said, submitted, begins, ends, nodes, reason)
+    return Observation(batch_id=job, name=name, owner=user, index=_index(job), **told)
+
+
+@functools.lru_cache(_ALIKE)
+def _told(said: str, submitted: str, begins: str, ends: str, nodes: str, reason: str) -> Mapping[str, Any]:
+    """Return what squeue says of a job beside what it is called, which the members of an array have in common."""
     word = _first_word(said)
     reason = "" if reason in ("None", "(null)") else reason
     state = STATES.get(word, NativeState.UNKNOWN)
@@ -160,21 +169,17 @@ def _listed(line: bytes) -> Observation:
     waits = state in (NativeState.QUEUED, NativeState.HELD)
     # Else START_TIME is a prediction, or when it was cancelled before it had nodes.
     begun = state is NativeState.RUNNING or (ended and nodes != "")
-    return Observation(
-        state=state,
-        native_state=word,
-        batch_id=_batch_id(job),
-        name=name,
-        owner=user,
-        index=_index(job),
-        exit_code=0 if word == "COMPLETED" else None,
-        reason=_end_reason(word, said, reason) if ended else reason if waits else "",
-        never_starts=waits and never_starts(reason),
-        queued=_time(submitted),
-        started=_time(begins) if begun else None,
-        ended=_time(ends) if ended else None,  # for what runs, too
-        nodes=nodes if begun else "",
-    )
+    return {
+        "state": state,
+        "native_state": word,
+        "exit_code": 0 if word == "COMPLETED" else None,
+        "reason": _end_reason(word, said, reason) if ended else reason if waits else "",
+        "never_starts": waits and never_starts(reason),
+        "queued": _time(submitted),
+        "started": _time(begins) if begun else None,
+        "ended": _time(ends) if ended else None,  # for what runs, too
+        "nodes": nodes if begun else "",
+    }
 
 
 def _accounted(line: bytes) -> Observation:
@@ -190,7 +195,7 @@ def _accounted(line: bytes) -> Observation:
     return Observation(
         state=state,
         native_state=word,
-        batch_id=_batch_id(job),
+        batch_id=job,
         name=name,
         owner=user,
         index=_index(job),
@@ -209,15 +214,12 @@ def _first_word(state: str) -> str:
     return state.partition(" ")[0].rstrip("*+")
 
 
-def _batch_id(text: str) -> str:
-    if _BATCH_ID.fullmatch(text) is None:
-        raise ValueError(text)
-    return text
-
-
 def _index(batch_id: str) -> int | None:
-    _, _, index = batch_id.partition("_")
-    return int(index) if index else None
+    """Return the number of a member of an array. Raises ValueError where it is no id."""
+    found = _BATCH_ID.fullmatch(batch_id)
+    if found is None:
+        raise ValueError(batch_id)
+    return int(found[1]) if found[1] else None
 
 
 def _end_reason(word: str, state: str, reason: str) -> str:
