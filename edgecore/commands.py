@@ -3,7 +3,7 @@
 A command gets an argument list, a built environment with ``LC_ALL=C``, no standard input unless
 given, and a time limit after which its whole process group is killed. Output goes to
 temporary files, so that neither 64 kB in a pipe nor a child that keeps a pipe open can
-hold us up.
+hold us up; who floods them is killed, since half an answer is none.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ from edgecore.errors import ActionStopped, EdgeError
 __all__ = ["CommandNotFound", "CommandResult", "run"]
 
 _OUTPUT_LIMIT_BYTES: Final = 256 * 1024 * 1024
+_SAID_BYTES: Final = 65_536
+"""Of so much a complaint is made."""
+_FLOODED: Final = b"it wrote more than 256 MiB, which nobody reads\n"
 _DYING_S: Final = 5.0
 _ASK_EVERY_S: Final = 0.5
 _NOT_RUNNABLE: Final = frozenset(
@@ -65,7 +68,7 @@ class CommandResult:
         name = Path(self.arguments[0]).name
         if self.timed_out:
             return f"{name} gave no answer within {self.duration_s:.0f} s"
-        said = (self.errors or self.output).decode("utf-8", "replace").split("\n")
+        said = (self.errors or self.output)[:_SAID_BYTES].decode("utf-8", "replace").split("\n")
         words = "; ".join(line.strip() for line in said if line.strip())[:500]
         return f"{name} ended with exit code {self.exit_code}: {words or 'no message'}"
 
@@ -84,27 +87,38 @@ def run(
 
     Raises CommandNotFound, and ActionStopped once *unwanted*, which is asked now and then, says so; the
     command is killed then. Before a command is killed it is asked to end, by SIGTERM, where it is given
-    *ending_s* seconds for that. A non-zero exit code is an answer, not an error.
+    *ending_s* seconds for that. A non-zero exit code is an answer, not an error; one that writes more than 256 MiB is
+    killed, or counts as if it had been.
     """
     begun = time.monotonic()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, _stdin(stdin) as given:
         process = _start(arguments, environment, directory, given, out, err)
+
+        def floods() -> bool:
+            return max(os.fstat(each.fileno()).st_size for each in (out, err)) > _OUTPUT_LIMIT_BYTES
+
         try:
-            exit_code = _wait(process, timeout_s, unwanted)
+            exit_code = _wait(process, timeout_s, unwanted, floods)
         finally:
             if process.returncode is None:
                 _kill_group(process, ending_s)
+        flooded = floods()
         return CommandResult(
             arguments=tuple(arguments),
-            exit_code=exit_code,
+            exit_code=-signal.SIGKILL if flooded and exit_code == 0 else exit_code,
             output=_content(out),
-            errors=_content(err),
+            errors=(_FLOODED if flooded else b"") + _content(err),
             duration_s=time.monotonic() - begun,
         )
 
 
-def _wait(process: subprocess.Popen[bytes], timeout_s: float, unwanted: Callable[[], bool]) -> int | None:
-    """Return the exit code, or None when the time is up. Raises ActionStopped."""
+def _wait(
+    process: subprocess.Popen[bytes],
+    timeout_s: float,
+    unwanted: Callable[[], bool],
+    floods: Callable[[], bool],
+) -> int | None:
+    """Return the exit code, that of a killed one when it floods us, or None when the time is up. Raises ActionStopped."""
     deadline = time.monotonic() + timeout_s
     with _watched(process) as ends_within:
         while (left_s := deadline - time.monotonic()) > 0:
@@ -112,6 +126,8 @@ def _wait(process: subprocess.Popen[bytes], timeout_s: float, unwanted: Callable
                 return process.wait()
             if unwanted():
                 raise ActionStopped(f"{process.args[0]!s} was stopped on the way")  # type: ignore[index]
+            if floods():
+                return -signal.SIGKILL
     return None
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from edgecore import commands
 from edgecore.commands import CommandNotFound, CommandResult, run
 from edgecore.errors import ActionStopped
 
@@ -175,6 +176,27 @@ def test_what_was_said_before_the_time_was_up_is_kept() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("script", ["exec yes", "exec yes >&2", "head -c 200000 /dev/zero"])
+def test_a_command_that_floods_us_is_ended_and_half_its_answer_is_none(
+    script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "_OUTPUT_LIMIT_BYTES", 100_000)
+    monkeypatch.setattr(commands, "_ASK_EVERY_S", 0.01)
+
+    result = shell(script)
+
+    assert (-signal.SIGKILL, False) == (result.exit_code, result.timed_out)
+    assert "it wrote more than" in result.complaint()
+    assert 100_000 >= len(result.output)
+
+
+def test_a_complaint_is_made_of_what_was_said_first() -> None:
+    errors = b"first\n" + b"\n" * 100_000 + b"last\n"
+    result = CommandResult(arguments=("x",), exit_code=1, output=b"", errors=errors, duration_s=1)
+
+    assert "x ended with exit code 1: first" == result.complaint()
+
+
 def test_a_child_that_keeps_the_output_open_does_not_hold_us_up(tmp_path: Path) -> None:
     begun = time.monotonic()
     result = shell("sleep 600 & echo $!")
