@@ -15,13 +15,15 @@ from typing import Final
 from attrs import frozen
 
 from edgecore.errors import TransferInterrupted
+from edgecore.trees import shown
 from edgecore_scp.connection import Connection
 
 __all__ = ["Checker", "local_digest", "parse_digests"]
 
 _PROGRAMS: Final = {"openssl": "openssl dgst -sha256 -r", "sha256sum": "sha256sum"}
 """The first is several times as fast on processors that can do it; its lines are not made for odd names."""
-_QUESTION: Final = b"edgecore\n"
+_QUESTION: Final = b"/dev/null"
+_COMPLAINT_CHARACTERS: Final = 200
 _LINE: Final = re.compile(rb"(\\?)([0-9a-f]{64}) [ *](.+)", re.DOTALL)
 _ESCAPES: Final = {b"\\\\": b"\\", b"\\n": b"\n", b"\\r": b"\r"}
 _ODD: Final = re.compile(rb"[\\\r\n]")
@@ -41,16 +43,21 @@ class Checker:
 
     def digests(self, paths: Sequence[bytes], size_bytes: int) -> Mapping[bytes, str]:
         """Return path -> SHA-256 in hexadecimal, for those absolute *paths*, *size_bytes* in all, that it tells."""
+        return self.told(paths, size_bytes)[0]
+
+    def told(self, paths: Sequence[bytes], size_bytes: int) -> tuple[Mapping[bytes, str], str]:
+        """Return the same, and what the host complained about."""
         if not paths:
-            return {}
+            return {}, ""
         program = self._program(fast=size_bytes >= _LONG_BYTES and not any(map(_ODD.search, paths)))
         if program is None:
-            return {}
+            return {}, ""
         quiet_s = _PATIENCE_S + size_bytes / _SLOWEST_BYTES_S
         answer = self.connection.run(
             f"xargs -0 {program}", b"\0".join(paths), beat=self.beat, check=self.check, quiet_s=quiet_s
         )
-        return parse_digests(answer.output)
+        complaint = shown(os.fsdecode(answer.errors.strip()))[:_COMPLAINT_CHARACTERS]
+        return parse_digests(answer.output), complaint
 
     @property
     def available(self) -> bool:
@@ -65,12 +72,15 @@ class Checker:
         """Ask once per connection. An account that may only use SFTP answers something else, or nothing."""
         facts = self.connection.facts
         if name not in facts:
-            wanted = hashlib.sha256(_QUESTION).hexdigest().encode()
             try:
                 answer = self.connection.run(
-                    _PROGRAMS[name], _QUESTION, beat=self.beat, check=self.check, quiet_s=_PATIENCE_S
+                    f"xargs -0 {_PROGRAMS[name]}",
+                    _QUESTION,
+                    beat=self.beat,
+                    check=self.check,
+                    quiet_s=_PATIENCE_S,
                 )
-                facts[name] = wanted in answer.output
+                facts[name] = _QUESTION in parse_digests(answer.output)
             except TransferInterrupted:
                 if not self.connection.alive:
                     raise

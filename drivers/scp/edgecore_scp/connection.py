@@ -6,9 +6,10 @@ the same connection, and their number stays below what sshd allows by default (M
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Final
 
@@ -16,6 +17,7 @@ import paramiko
 from attrs import define, field, frozen
 
 from edgecore.errors import TransferInterrupted
+from edgecore.trees import shown
 from edgecore_scp.hosts import Login, Route, connected, route_to
 from edgecore_scp.place import Place
 from edgecore_scp.session import Session
@@ -42,6 +44,31 @@ class Output:
 
 
 @define(eq=False)
+class Claims:
+    """Keep two transfers of ours from writing one file at the same time: they would share its temporary name."""
+
+    _held: set[bytes] = field(factory=set)
+    _lock: threading.Lock = field(factory=threading.Lock)
+
+    @contextmanager
+    def on(self, paths: Sequence[bytes]) -> Iterator[None]:
+        """Hold those paths of the host. Raises TransferInterrupted when another transfer holds one of them."""
+        with self._lock:
+            taken = next((path for path in paths if path in self._held), None)
+            if taken is not None:
+                name = shown(os.fsdecode(taken))
+                raise TransferInterrupted(
+                    f"another transfer is writing {name}; give every job an output_url of its own, or wait"
+                )
+            self._held.update(paths)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held.difference_update(paths)
+
+
+@define(eq=False)
 class Connection:
     """One host that we are logged in to."""
 
@@ -53,6 +80,8 @@ class Connection:
     """Whether something broke off on it: whoever comes next gets a new one."""
     facts: dict[str, object] = field(factory=dict)
     """What was found out about the host, such as which programs it has."""
+    claims: Claims = field(factory=Claims)
+    """What our transfers are writing there."""
     _idle: list[Session] = field(factory=list)
     _sessions: threading.Semaphore = field(factory=lambda: threading.Semaphore(_SESSIONS))
     _commands: threading.Semaphore = field(factory=lambda: threading.Semaphore(_COMMANDS))
@@ -200,6 +229,7 @@ class Pool:
     idle_s: float
     _connections: dict[Route, Connection] = field(factory=dict)
     _making: dict[Route, threading.Lock] = field(factory=dict)
+    _claims: dict[Route, Claims] = field(factory=dict)
     _lock: threading.Condition = field(factory=threading.Condition)
     _janitor: threading.Thread | None = None
     _closed: bool = False
@@ -238,13 +268,14 @@ class Pool:
             if self._closed:
                 raise TransferInterrupted("the driver is closed; open it again")
             making = self._making.setdefault(route, threading.Lock())
+            claims = self._claims.setdefault(route, Claims())
         with making:  # one log-in at a time; whoever waits gets the same connection
             with self._lock:
                 found = self._connections.get(route)
                 if found is not None and found.alive and not found.tired:
                     found.users += 1
                     return found
-            made = Connection(route, connected(route, self.login), users=1)
+            made = Connection(route, connected(route, self.login), users=1, claims=claims)
             with self._lock:
                 self._connections[route] = made
                 if self._janitor is None:

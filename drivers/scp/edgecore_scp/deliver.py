@@ -7,6 +7,7 @@ was wrong is written anew from its beginning.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -26,11 +27,12 @@ from edgecore_scp.checksums import local_digest
 from edgecore_scp.listing import below, list_directories
 from edgecore_scp.session import Session, failing
 from edgecore_scp.wire import Attributes, Failure, Kind, Request, Status
-from edgecore_scp.work import RESUME_BYTES, TAIL_BYTES, Piece, Trip, identity, together
+from edgecore_scp.work import RESUME_BYTES, TAIL_BYTES, Piece, Trip, Unwritten, identity, together, writing
 
 __all__ = ["Delivery"]
 
 _NS = 1_000_000_000
+_CHANGED = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EISDIR})
 
 
 @define
@@ -43,6 +45,8 @@ class Delivery:
     selection: Selection
     there: dict[Parts, dict[bytes, Attributes]] = Factory(dict)
     """What stood in each directory there at the start."""
+    seen: int = 0
+    """How many names these are."""
 
     def run(self) -> None:
         """Do it all."""
@@ -80,6 +84,12 @@ class Delivery:
 
     def _seen(self, entries: int) -> None:
         self.trip.tally.beat()
+        self.seen += entries
+        if self.seen > self.trip.ways.max_entries:
+            raise TransferRefused(
+                f"{self.trip.peer_name} holds more names than a transfer may look at (max_entries); choose another "
+                "place, or raise it"
+            )
 
     def _make_base(self, session: Session, path: bytes) -> None:
         """Make the directory of the URL and those above it; links on the way are the other side's."""
@@ -92,7 +102,7 @@ class Delivery:
                 session.ask(wire.make_directory(each, 0o755)).ok()
             except Failure as failure:
                 if not self._is_directory(session, each):
-                    raise self.trip.refused(f"make {shown(os.fsdecode(each))}", failure, 1) from failure
+                    raise Unwritten(f"make {shown(os.fsdecode(each))}", failure, 1) from failure
 
     def _is_directory(self, session: Session, path: bytes) -> bool:
         try:
@@ -123,9 +133,13 @@ class Delivery:
                 mode = stat.S_IMODE(found.mode or 0) | 0o700
                 made.append(directory)
                 requests.append(wire.set_attributes(Kind.SETSTAT, path, mode, found.changed_s or 0))
-        for directory, answer in zip(made, session.exchange(requests), strict=True):
-            with failing(f"make {self.trip.name_of(directory.parts)}"):
+        for directory, answer in zip(made, list(session.exchange(requests)), strict=True):
+            try:
                 answer.ok()
+            except Failure as failure:
+                path = below(self.trip.base, directory.parts)  # another transfer may have made it meanwhile
+                if failure.code != Status.FAILURE or not self._is_directory(session, path):
+                    raise Unwritten(f"make {self.trip.name_of(directory.parts)}", failure, 1) from failure
             *above, name = directory.parts
             if os.fsencode(name) not in self.there[tuple(above)]:
                 self.there[directory.parts] = {}
@@ -138,7 +152,7 @@ class Delivery:
                 self.there[directory.parts].get(raw),
             )
             asked = f"make the link {self.trip.name_of((*directory.parts, link.name))}"
-            with failing(asked):
+            with writing(asked):
                 target = os.fsencode(link.target)
                 if found is not None and found.is_link:
                     if session.ask(wire.of_path(Kind.READLINK, path)).path() == target:
@@ -173,13 +187,17 @@ class Delivery:
 
     def _carry_batch(self, pieces: list[Piece]) -> None:
         todo = self._skip_right(pieces)
+        with self.trip.connection.claims.on([piece.remote for piece in todo]):
+            self._bring(todo)
+
+    def _bring(self, todo: list[Piece]) -> None:
         if not todo:
             return
         for fresh in (False, True):
             self._write(todo, fresh=fresh)
             wrong = self._wrong(todo)
-            done = [piece for piece in todo if piece not in wrong]
-            self._publish(done)
+            again = {piece.remote for piece in wrong}
+            self._publish([piece for piece in todo if piece.remote not in again])
             todo = wrong
             if not todo:
                 return
@@ -228,7 +246,8 @@ class Delivery:
                     answer.ok()
         for piece in right:
             self._arrived(piece, skipped=True)
-        return [piece for piece in pieces if piece not in right]
+        done = {piece.remote for piece in right}
+        return [piece for piece in pieces if piece.remote not in done]
 
     def _arrived(self, piece: Piece, *, skipped: bool) -> None:
         self.trip.unchecked |= not self.trip.checked
@@ -241,7 +260,7 @@ class Delivery:
     def _opened(self, piece: Piece) -> Iterator[int]:
         """Open a file of the source, which may be anything by now."""
         here = f"{self.source_name}/{piece.shown}"
-        with explained(f"read {here}", transient=frozenset(range(1, 200))):
+        with explained(f"read {here}", transient=_CHANGED):
             holder = enter(self.source, piece.parts)
             try:
                 opened = os.open(piece.file.source, READ_FILE, dir_fd=holder)
@@ -263,29 +282,21 @@ class Delivery:
     def _write(self, pieces: list[Piece], *, fresh: bool) -> None:
         """Bring every file to its temporary name."""
         self.trip.tally.current = pieces[0].shown
-        failed: tuple[Piece, Failure] | None = None
-        try:
-            with self.trip.session() as session:
-                self._open_parts(session, pieces, fresh=fresh)
-                long = pieces[0] if len(pieces) == 1 else None
-                if long is not None and self.trip.bulk_for(long, self._part(long)):
-                    self._write_long(session, long)
-                    return
-                notes: deque[tuple[Piece, int]] = deque()
-                for answer in session.exchange(self._writes(session, pieces, notes)):
-                    piece, offset = notes.popleft()
-                    try:
-                        answer.ok()
-                    except Failure as failure:
-                        failed = piece, failure
-                        raise
-                    self.trip.moved(piece, offset)
-        except Failure as failure:
-            if failed is None:
-                raise
-            piece, _ = failed
-            left = sum(each.file.size_bytes - each.counted for each in pieces)
-            raise self.trip.refused(f"write {self._name(piece)}", failure, left) from failure
+        with self.trip.session() as session:
+            self._open_parts(session, pieces, fresh=fresh)
+            long = pieces[0] if len(pieces) == 1 else None
+            if long is not None and self.trip.bulk_for(long, self._part(long)):
+                self._write_long(session, long)
+                return
+            notes: deque[tuple[Piece, int]] = deque()
+            for answer in session.exchange(self._writes(session, pieces, notes)):
+                piece, offset = notes.popleft()
+                try:
+                    answer.ok()
+                except Failure as failure:
+                    left = sum(each.file.size_bytes - each.counted for each in pieces)
+                    raise Unwritten(f"write {self._name(piece)}", failure, left) from failure
+                self.trip.moved(piece, offset)
 
     def _open_parts(self, session: Session, pieces: list[Piece], *, fresh: bool) -> None:
         requests = []
@@ -302,10 +313,8 @@ class Delivery:
             flags = wire.WRITE | wire.CREATE | (wire.READ if piece.start else wire.TRUNCATE)
             requests.append(wire.open_file(path, flags))
         for piece, answer in zip(pieces, session.exchange(requests), strict=True):
-            try:
+            with writing(f"write {self._name(piece)}"):
                 piece.handle = answer.handle()
-            except Failure as failure:
-                raise self.trip.refused(f"write {self._name(piece)}", failure, 1) from failure
         for piece in pieces:
             if piece.start and not self.trip.checked and not self._tail_is_right(session, piece):
                 piece.start = 0
@@ -355,7 +364,7 @@ class Delivery:
         """Let OpenSSH write one file."""
         bulk, part = self.trip.bulk_for(piece, self._part(piece)), self._part(piece)
         assert bulk is not None
-        watch = self.trip.watch(piece)
+        watch, asked = self.trip.watch(piece), f"write {self._name(piece)}"
 
         def moved() -> int:
             found = session.look(part)
@@ -364,18 +373,21 @@ class Delivery:
         turn = self.trip.connection.process(self.trip.tally.beat)
         with self._opened(piece) as opened, turn:
             info = os.fstat(opened)
-            piece.digest = together(
-                lambda: local_digest(opened, self.trip.tally.check) if self.trip.checked else "",
-                lambda: bulk.deliver(
-                    self.trip.connection.route, opened, part, moved, watch, resume=piece.start > 0
-                ),
-            )
+            try:
+                piece.digest = together(
+                    lambda: local_digest(opened, self.trip.tally.check) if self.trip.checked else "",
+                    lambda: bulk.deliver(
+                        self.trip.connection.route, opened, part, moved, watch, resume=piece.start > 0
+                    ),
+                )
+            except TransferInterrupted as error:  # OpenSSH knows no more than that it failed
+                raise Unwritten(asked, error, piece.file.size_bytes - piece.counted) from error
         mode, changed_s = stat.S_IMODE(info.st_mode) & 0o777, info.st_mtime_ns // _NS
         final = [wire.set_attributes(Kind.FSETSTAT, piece.handle, mode, changed_s)]
         if b"fsync@openssh.com" in session.extensions:
             final.append(wire.extended(b"fsync@openssh.com", piece.handle))
         for answer in session.exchange([*final, wire.close_file(piece.handle)]):
-            with failing(f"write {self._name(piece)}"):
+            with writing(asked):
                 answer.ok()
 
     def _wrong(self, pieces: list[Piece]) -> list[Piece]:
@@ -383,7 +395,12 @@ class Delivery:
         parts = [self._part(piece) for piece in pieces]
         if self.trip.checked:
             size = sum(piece.file.size_bytes for piece in pieces)
-            digests = self.trip.checker.digests(parts, size)
+            digests, complaint = self.trip.checker.told(parts, size)
+            if untold := [piece for piece, part in zip(pieces, parts, strict=True) if part not in digests]:
+                raise TransferInterrupted(
+                    f"{self.trip.connection.route} told no checksum of {self._name(untold[0])}: {complaint or 'no message'}; "
+                    "does anybody else write there? Where its shell sees other places than SFTP does, set checksums = false"
+                )
             return [
                 piece for piece, part in zip(pieces, parts, strict=True) if digests.get(part) != piece.digest
             ]

@@ -81,7 +81,7 @@ class ScpTransfer(Transfer):
     ciphers: tuple[str, ...] = ("aes128-gcm@openssh.com",)
     """Ciphers to prefer, the best first; those of each side's own choice come after them."""
     max_entries: Annotated[int, Between(1, 1_000_000_000)] = 1_000_000
-    """How many names a tree may have that is fetched."""
+    """How many names a tree that is fetched may have, or the place that is delivered to."""
 
     _pool: Pool | None = field(init=False, default=None, repr=False)
     _bulk: Bulk | None = field(init=False, default=None, repr=False)
@@ -189,6 +189,7 @@ class ScpTransfer(Transfer):
             streams=self.streams,
             bulk=self._bulk,
             bulk_from_bytes=self.openssh_from_mb * 1_000_000,
+            max_entries=self.max_entries,
         )
 
     @property

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,14 +20,18 @@ from attrs import frozen
 
 from edgecore.errors import EdgeError, TransferInterrupted, TransferRefused
 from edgecore.processes import user_name
+from edgecore_scp.known import KnownKeys
 from edgecore_scp.place import Place
 from edgecore_scp.transport import OrderedTransport, said
 
-__all__ = ["Login", "Route", "connected", "route_to"]
+__all__ = ["Login", "Route", "connected", "route_to", "unusable"]
 
 _LOGS: Final = "edgecore_scp.transport"
 _GLOBAL_KNOWN_HOSTS: Final = "/etc/ssh/ssh_known_hosts"
 _JUMPS_LIMIT: Final = 5
+_JUMP: Final = re.compile(
+    r"(?:ssh://)?(?:(?P<user>[^@]+)@)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^@:\[\]/]+)(?::(?P<port>[0-9]{1,5}))?/?"
+)
 
 logging.getLogger(_LOGS).setLevel(logging.CRITICAL)  # paramiko logs with traceback what it raises as well
 
@@ -78,7 +82,7 @@ def route_to(place: Place, login: Login) -> Route:
             f"{login.ssh_config} has a ProxyCommand for {place.host}, which is not run; write ProxyJump instead"
         )
     address = str(found.get("hostname", place.host))
-    port = place.port or int(found.get("port", 22))
+    port = place.port or _port(str(found.get("port", "22")), place.host, login)
     alias = found.get("hostkeyalias")
     known = (
         [login.known_hosts]
@@ -100,13 +104,19 @@ def route_to(place: Place, login: Login) -> Route:
     )
 
 
+def _port(text: str, host: str, login: Login) -> int:
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 65536:
+        raise TransferRefused(f"{login.ssh_config} has port {text} for {host}; there are 1 to 65535")
+    return int(text)
+
+
 def _looked_up(host: str, file: str) -> Mapping[str, Any]:
     path = Path(file).expanduser()
     if file == "none" or not path.exists():
         return {}
     try:
         return dict(paramiko.SSHConfig.from_path(path).lookup(host))
-    except (OSError, paramiko.SSHException) as error:
+    except (OSError, ValueError, ImportError, paramiko.SSHException) as error:
         raise TransferRefused(
             f"cannot read {path}: {error}; correct it, or name another as ssh_config"
         ) from error
@@ -126,17 +136,36 @@ def connected(route: Route, login: Login) -> list[paramiko.SSHClient]:
     """
     clients: list[paramiko.SSHClient] = []
     try:
-        for jump in route.jumps[:_JUMPS_LIMIT]:
-            user, _, rest = jump.rpartition("@")
-            host, _, port = rest.partition(":")
-            way = route_to(Place(user, host, int(port) if port else None, b"/"), login)
-            clients.append(_logged_in(way, login, _socket(way, login, clients)))
-        clients.append(_logged_in(route, login, _socket(route, login, clients)))
+        for hop in _hops(route, login):
+            clients.append(_logged_in(hop, login, _socket(hop, login, clients)))
     except BaseException:
         for client in reversed(clients):
             client.close()
         raise
     return clients
+
+
+def _hops(route: Route, login: Login) -> list[Route]:
+    """Return the hosts on the way and the host itself; the first may have others before it, as with OpenSSH."""
+    hops = [route]
+    while hops[0].jumps:
+        hops = [*(route_to(_jump(text, route, login), login) for text in hops[0].jumps), *hops]
+        if len(hops) > _JUMPS_LIMIT + 1:
+            raise TransferRefused(
+                f"{login.ssh_config} leads to {route.host} by more than {_JUMPS_LIMIT} hosts (ProxyJump), or in circles"
+            )
+    return hops
+
+
+def _jump(text: str, route: Route, login: Login) -> Place:
+    found = _JUMP.fullmatch(text)
+    if found is None:
+        raise TransferRefused(
+            f"{login.ssh_config} has ProxyJump {text} for {route.host}, which is not of the form [user@]host[:port]"
+        )
+    host = found["host"].strip("[]")
+    port = _port(found["port"], host, login) if found["port"] else None
+    return Place(found["user"] or "", host, port, b"/")
 
 
 def _socket(route: Route, login: Login, clients: Sequence[paramiko.SSHClient]) -> Any:
@@ -165,9 +194,9 @@ def _reason(error: BaseException) -> str:
 def _logged_in(route: Route, login: Login, sock: Any) -> paramiko.SSHClient:
     client = paramiko.SSHClient()
     client.set_log_channel(_LOGS)
-    client.set_missing_host_key_policy(paramiko.RejectPolicy())
     try:
-        _know(client, route)
+        known = _known(route)
+        client.set_missing_host_key_policy(known)
         client.connect(
             route.known_as,
             username=route.user,
@@ -178,71 +207,46 @@ def _logged_in(route: Route, login: Login, sock: Any) -> paramiko.SSHClient:
             banner_timeout=login.connect_s,
             auth_timeout=login.connect_s,
             channel_timeout=login.connect_s,
-            transport_factory=lambda sock, disabled_algorithms: _transport(sock, login),
+            transport_factory=lambda sock, disabled_algorithms: _transport(sock, login, known),
         )
         transport = client.get_transport()
         assert transport is not None
-        _refuse_revoked(transport.get_remote_server_key(), route)
         transport.set_keepalive(int(login.keepalive_s))
     except BaseException as error:
         client.close()
         sock.close()
         if isinstance(error, (OSError, EOFError, paramiko.SSHException)):
-            raise _explained(error, route) from error
+            raise _explained(error, route, login) from error
         raise
     return client
 
 
-def _transport(sock: Any, login: Login) -> paramiko.Transport:
+def _transport(sock: Any, login: Login, known: KnownKeys) -> paramiko.Transport:
     transport = OrderedTransport(sock)
     options = transport.get_security_options()
+    options.key_types = known.preferred(options.key_types)
     options.ciphers = tuple(
         dict.fromkeys([*(name for name in login.ciphers if name in options.ciphers), *options.ciphers])
     )
     return transport
 
 
-# ------------------------------------------------------------------------------------ host keys
+# -------------------------------------------------------------------------------------- errors
 
 
-def _lines(route: Route) -> Iterator[tuple[str, str]]:
-    """Yield (file, line) of all known_hosts."""
-    for file in route.known_hosts:
-        with suppress(FileNotFoundError):
-            for line in Path(file).read_text(errors="replace").splitlines():
-                yield file, line.strip()
-
-
-def _know(client: paramiko.SSHClient, route: Route) -> None:
-    """Tell the client the keys of its host; without any, nothing is sent there.
-
-    Lines with marks are not for paramiko, which does not know them, and neither are lines of others.
-    """
-    for _, line in _lines(route):
-        if not line or line[0] in "#@":
-            continue
-        with suppress(paramiko.hostkeys.InvalidHostKey):  # of another host, or of no use
-            entry = paramiko.hostkeys.HostKeyEntry.from_line(line)
-            for name in entry.hostnames if entry is not None else ():
-                client.get_host_keys().add(name, entry.key.get_name(), entry.key)
-    if client.get_host_keys().lookup(route.known_as) is None:
+def _known(route: Route) -> KnownKeys:
+    """Return the keys of a host; without any, nothing is sent there. Raises TransferRefused and OSError."""
+    known = KnownKeys.of(route.known_as, route.known_hosts)
+    if not known.keys:
         raise TransferRefused(
             f"no host key is known for {route.known_as} (looked in {', '.join(route.known_hosts)}); ask its "
             f"operators for the fingerprint, compare it with that of `ssh-keyscan -p {route.port} "
             f"{route.address}`, and add the line of ssh-keyscan to {route.known_hosts[0]}"
         )
+    return known
 
 
-def _refuse_revoked(key: paramiko.PKey, route: Route) -> None:
-    for file, line in _lines(route):
-        if line.startswith("@revoked") and key.get_base64() in line.split():
-            raise TransferRefused(
-                f"the host key of {route.known_as} is marked as revoked in {file}; ask its operators for "
-                "their present key"
-            )
-
-
-def _explained(error: Exception, route: Route) -> EdgeError:
+def _explained(error: Exception, route: Route, login: Login) -> EdgeError:
     if isinstance(error, paramiko.BadHostKeyException):
         return TransferRefused(
             f"Host key verification failed: the host key of {route.known_as} has changed to "
@@ -259,8 +263,33 @@ def _explained(error: Exception, route: Route) -> EdgeError:
             f"{route}: Permission denied (publickey): none of our keys ({keys}; agent) was accepted; is "
             f"the public key in authorized_keys there, and the right account named? ({error})"
         )
-    if isinstance(error, paramiko.SSHException) and "not found in known_hosts" in str(error):
-        return TransferRefused(f"Host key verification failed: {error}")
+    if isinstance(error, paramiko.SSHException) and "No authentication methods" in str(error):
+        return _keyless(route, login)
     if isinstance(error, PermissionError) and error.filename:
         return TransferRefused(f"cannot read {error.filename} for {route}: {error.strerror}")
+    if login.key_file and (trouble := unusable(route.key_files[0])):
+        return TransferRefused(f"cannot use {route.key_files[0]} to log in as {route}: {trouble}")
     return TransferInterrupted(f"cannot log in as {route}: {said(error)}")
+
+
+def unusable(key_file: str | Path) -> str:
+    """Say why a private key can never be used; empty where it can, be it with its passphrase."""
+    try:
+        paramiko.PKey.from_path(key_file)
+    except paramiko.PasswordRequiredException:
+        return ""
+    except Exception as error:  # what cryptography says of a damaged key is not one kind of error
+        return getattr(error, "strerror", None) or str(error) or "it is damaged"
+    return ""
+
+
+def _keyless(route: Route, login: Login) -> EdgeError:
+    """Say that there is nothing to log in with; an agent may come back."""
+    agent = os.environ.get("SSH_AUTH_SOCK") if login.agent else None
+    looked = ", ".join(route.key_files) or "~/.ssh"
+    words = f"there is no key to log in with as {route} (looked for {looked})"
+    if agent:
+        return TransferInterrupted(
+            f"{words}, and the agent at {agent} has none or does not answer; ssh-add the key, or name a key_file"
+        )
+    return TransferRefused(f"{words}; make it with ssh-keygen, or correct key_file")

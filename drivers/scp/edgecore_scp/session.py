@@ -17,6 +17,7 @@ from attrs import define, field
 from paramiko import Channel, SSHException
 
 from edgecore.errors import TransferInterrupted, TransferRefused
+from edgecore.trees import shown
 from edgecore_scp import wire
 from edgecore_scp.transport import why_closed
 from edgecore_scp.wire import Answer, Failure, Kind, Request, Status
@@ -27,6 +28,7 @@ _IN_FLIGHT: Final = 256
 _IN_FLIGHT_BYTES: Final = 4 * 1024 * 1024
 """So much is asked for, or sent, before an answer is awaited; a channel's window holds several times as much."""
 _SEND_BYTES: Final = 32 * 1024
+_WORDS_BYTES: Final = 80
 _RECEIVE_BYTES: Final = 1024 * 1024
 _BLOCK_BYTES: Final = 32 * 1024
 """What every server reads and writes at once."""
@@ -127,14 +129,14 @@ class Session:
         """Tell whether `rename` replaces what is there."""
         return b"posix-rename@openssh.com" in self.extensions
 
-    def free_bytes(self, path: bytes) -> int | None:
-        """Return the room on the file system of a path; None where the server does not tell."""
+    def room(self, path: bytes) -> tuple[int | None, int | None]:
+        """Return how many bytes and files the file system of a path has room for; None for what is not told."""
         if b"statvfs@openssh.com" not in self.extensions:
-            return None
+            return None, None
         try:
-            return self.ask(wire.extended(b"statvfs@openssh.com", path)).free_bytes()
+            return self.ask(wire.extended(b"statvfs@openssh.com", path)).room()
         except Failure:
-            return None
+            return None, None
 
     def look(self, path: bytes) -> wire.Attributes | None:
         """Return what stands at *path*, not following a link there; None when there is nothing. Raises Failure."""
@@ -165,8 +167,14 @@ class Session:
                 raise self._broke(why_closed(self.channel, error)) from error
 
     def _packet(self) -> tuple[int, bytes]:
-        size, kind = struct.unpack(">IB", self._take(5))
+        head = self._take(5)
+        size, kind = struct.unpack(">IB", head)
         if not 1 <= size <= wire.PACKET_LIMIT_BYTES:
+            words = (head + self._came[:_WORDS_BYTES]).decode("utf-8", "replace")
+            if head.isascii() and words[:5].isprintable():
+                raise self._broke(
+                    f"it sent text ({shown(words.strip())}); do start-up files of the account's shell there print something?"
+                )
             raise self._broke(f"it announced a packet of {size} bytes")
         body = self._take(size - 1)
         if len(body) < 4:

@@ -323,11 +323,11 @@ class Answer:
             raise Garbled(f"{len(entries)} names came where one was asked for")
         return entries[0].name
 
-    def free_bytes(self) -> int:
-        """Read what the statvfs extension says of the room for us."""
+    def room(self) -> tuple[int, int | None]:
+        """Read what the statvfs extension says of the room for us: bytes, and files where their number has a limit."""
         reader = self._expect(Kind.EXTENDED_REPLY)
-        numbers = [reader.long() for _ in range(5)]
-        return (numbers[1] or numbers[0]) * numbers[4]
+        numbers = [reader.long() for _ in range(8)]
+        return (numbers[1] or numbers[0]) * numbers[4], numbers[7] if numbers[5] else None
 
     def limits(self) -> tuple[int, int]:
         """Read what the limits extension says: the longest read and the longest write; 0 for no limit."""

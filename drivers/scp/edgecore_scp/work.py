@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from attrs import Factory, define, field, frozen
@@ -20,7 +20,7 @@ from edgecore_scp.listing import below
 from edgecore_scp.session import Session, failing
 from edgecore_scp.wire import Failure, Status
 
-__all__ = ["RESUME_BYTES", "Piece", "Trip", "Ways"]
+__all__ = ["RESUME_BYTES", "Piece", "Trip", "Unwritten", "Ways", "writing"]
 
 RESUME_BYTES: Final = 256 * 1024
 """A shorter beginning of a file is not worth a look."""
@@ -38,6 +38,24 @@ class Ways:
     streams: int
     bulk: Bulk | None
     bulk_from_bytes: int
+    max_entries: int
+
+
+class Unwritten(Exception):
+    """The other side did not write something; whether for lack of room is asked once the session is given back."""
+
+    def __init__(self, asked: str, reason: Failure | TransferInterrupted, needed_bytes: int) -> None:
+        super().__init__(asked)
+        self.asked, self.reason, self.needed_bytes = asked, reason, needed_bytes
+
+
+@contextmanager
+def writing(asked: str, needed_bytes: int = 1) -> Iterator[None]:
+    """Turn what a server says to a request to write into Unwritten, which is for a trip's session."""
+    try:
+        yield
+    except Failure as failure:
+        raise Unwritten(asked, failure, needed_bytes) from failure
 
 
 @define
@@ -77,9 +95,14 @@ class Trip:
     """Whether a file was compared by its size alone."""
     _lock: threading.Lock = field(factory=threading.Lock)
 
-    def session(self) -> AbstractContextManager[Session]:
-        """Borrow a session."""
-        return self.connection.session(self.tally.beat, self.tally.check)
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """Borrow a session; whoever has one must not ask for another. Explains what is Unwritten."""
+        try:
+            with self.connection.session(self.tally.beat, self.tally.check) as session:
+                yield session
+        except Unwritten as error:
+            raise self._explained(error) from error
 
     @property
     def checker(self) -> Checker:
@@ -142,20 +165,32 @@ class Trip:
 
         return Watch(beat, lambda: self.tally.halted)
 
-    def refused(self, asked: str, failure: Failure, needed_bytes: int) -> Exception:
+    def _explained(self, error: Unwritten) -> Exception:
         """Say why the other side failed to write; only the room that is left tells a full disk from others."""
-        if failure.code == Status.FAILURE:
-            with self.session() as session:
-                free = session.free_bytes(self.base)
-            if free is not None and free < needed_bytes:
-                return TransferInterrupted(
-                    f"cannot {asked}: no space left there ({free} bytes are free); make room"
-                )
+        asked, reason = error.asked, error.reason
+        if not isinstance(reason, Failure) or reason.code == Status.FAILURE:
+            with suppress(TransferInterrupted):  # the host has gone, too
+                if full := self._full(error.needed_bytes):
+                    return TransferInterrupted(f"cannot {asked}: {full}; make room")
+        if not isinstance(reason, Failure):
+            return reason
         try:
             with failing(asked):
-                raise failure
-        except Exception as error:
-            return error
+                raise reason
+        except Exception as explained:
+            return explained
+
+    def _full(self, needed_bytes: int) -> str:
+        """Say what there is no room for; empty where there is, or nobody knows."""
+        path = self.base
+        with self.session() as session:
+            room, files = session.room(path)
+            while room is None and path.strip(b"/"):  # it may not be there yet
+                path = path.rpartition(b"/")[0] or b"/"
+                room, files = session.room(path)
+        if room is not None and room < needed_bytes:
+            return f"no space left there ({room} bytes are free)"
+        return "no space left there for one more file (no inodes are free)" if files == 0 else ""
 
 
 def together(first: Callable[[], str], second: Callable[[], object]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hmac
 import socket
 import stat
 import struct
@@ -14,7 +16,9 @@ from attrs import evolve
 from edgecore_scp import ScpTransfer, wire
 from edgecore_scp.bulk import Bulk, can_carry, sftp_command
 from edgecore_scp.checksums import parse_digests
-from edgecore_scp.hosts import Login, route_to
+from edgecore_scp.connection import Claims
+from edgecore_scp.hosts import Login, connected, route_to
+from edgecore_scp.known import KnownKeys
 from edgecore_scp.place import Place, parse_url
 from edgecore_scp.transport import OrderedTransport, Turns, why_closed
 from edgecore_scp.wire import Answer, Attributes, Entry, Failure, Garbled, Kind
@@ -181,12 +185,91 @@ def test_the_configuration_of_openssh_is_heeded(tmp_path: Path) -> None:
     assert str(tmp_path / "known") == route.known_hosts[0]
 
 
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (b"ProxyJump gate:port", "ProxyJump gate:port for dtn, which is not of the form"),
+        (b"ProxyJump ::1", "ProxyJump ::1 for dtn"),
+        (b"ProxyJump dtn", "more than 5 hosts"),
+        (b"Port ssh", "has port ssh for dtn"),
+        (b"User \xff", "cannot read"),
+    ],
+)
+def test_a_configuration_that_leads_nowhere_is_refused_before_anything_is_sent(
+    lines: bytes, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config").write_bytes(b"Host dtn\n" + lines + b"\n")
+    login = evolve(LOGIN, ssh_config=str(tmp_path / "config"), known_hosts=str(tmp_path / "none"))
+    with pytest.raises(TransferRefused, match=said):
+        connected(route_to(Place("", "dtn", None, b"/"), login), login)
+
+
 def test_a_proxy_command_is_refused_and_not_run(tmp_path: Path) -> None:
     file = tmp_path / "config"
     file.write_text(f"Host dtn\n ProxyCommand touch {tmp_path}/run\n")
     with pytest.raises(TransferRefused, match="ProxyJump"):
         route_to(Place("", "dtn", None, b"/"), evolve(LOGIN, ssh_config=str(file)))
     assert not (tmp_path / "run").exists()
+
+
+# ----------------------------------------------------------------------------------- known hosts
+
+
+def a_key() -> paramiko.PKey:
+    return paramiko.ECDSAKey.generate()
+
+
+def hashed(host: str) -> str:
+    salt = b"s" * 20
+    digest = hmac.digest(salt, host.encode(), "sha1")
+    return f"|1|{base64.b64encode(salt).decode()}|{base64.b64encode(digest).decode()}"
+
+
+@pytest.mark.parametrize(
+    ("names", "known"),
+    [
+        ("[dtn.example.gov]:2222", True),
+        ("other,[DTN.example.gov]:2222", True),
+        ("[dtn*.example.gov]:2222", True),
+        ("[dtn?example.gov]:2222", True),
+        (hashed("[dtn.example.gov]:2222"), True),
+        ("*", True),
+        ("*,![dtn.example.gov]:2222", False),
+        ("dtn.example.gov", False),
+        ("[dtnXexample.gov]:2222", False),
+        (hashed("dtn.example.gov"), False),
+        ("|1|no|base64", False),
+    ],
+)
+def test_known_hosts_is_read_as_openssh_reads_it(names: str, known: bool, tmp_path: Path) -> None:
+    key = a_key()
+    (tmp_path / "known").write_text(
+        f"# hosts\n\n{names} {key.get_name()} {key.get_base64()} a comment\nno line\n"
+    )
+    found = KnownKeys.of("[dtn.example.gov]:2222", [str(tmp_path / "none"), str(tmp_path / "known")])
+    assert [key.asbytes()] * known == [each.asbytes() for each in found.keys]
+
+
+def test_a_name_that_leads_to_several_machines_may_have_several_keys_but_for_those_that_were_revoked(
+    tmp_path: Path,
+) -> None:
+    keys, other = [a_key() for _ in range(3)], a_key()
+    lines = [f"dtn {key.get_name()} {key.get_base64()}\n" for key in keys]
+    (tmp_path / "known").write_text("".join([*lines, f"@revoked {lines[2]}"]))
+    known, client = KnownKeys.of("dtn", [str(tmp_path / "known")]), paramiko.SSHClient()
+    for key in keys[:2]:
+        known.missing_host_key(client, "dtn", key)
+    with pytest.raises(TransferRefused, match="revoked"):
+        known.missing_host_key(client, "dtn", keys[2])
+    with pytest.raises(paramiko.BadHostKeyException):
+        known.missing_host_key(client, "dtn", other)
+
+
+def test_a_host_is_asked_for_a_kind_of_key_that_is_known(tmp_path: Path) -> None:
+    """Else a host that has a newer kind of key, too, would seem to have changed."""
+    offered = ("ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512", "rsa-sha2-256")
+    known = KnownKeys("dtn", [], keys=[paramiko.RSAKey.generate(2048)])
+    assert ("rsa-sha2-512", "rsa-sha2-256", "ssh-ed25519", "ecdsa-sha2-nistp256") == known.preferred(offered)
 
 
 # ------------------------------------------------------------------------------------- findings
@@ -217,6 +300,30 @@ def test_openssh_is_found_on_the_path_of_the_site(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------- connections
+
+
+def test_a_file_is_written_by_one_transfer_at_a_time() -> None:
+    claims = Claims()
+    with claims.on([b"/a", b"/b"]):
+        with (
+            pytest.raises(TransferInterrupted, match="another transfer is writing /b"),
+            claims.on([b"/c", b"/b"]),
+        ):
+            pass
+        with claims.on([b"/c"]):
+            pass
+    with claims.on([b"/b"]):
+        pass
+
+
+def test_the_room_there_is_bytes_and_files_where_their_number_has_a_limit() -> None:
+    def answer(files: int) -> Answer:
+        return Answer(
+            Kind.EXTENDED_REPLY, struct.pack(">11Q", 4096, 512, 100, 50, 7, files, 30, 3, 0, 0, 255)
+        )
+
+    assert (7 * 512, 3) == answer(1000).room()
+    assert (7 * 512, None) == answer(0).room()
 
 
 def test_nothing_follows_the_close_of_a_channel() -> None:

@@ -1,165 +1,34 @@
-"""What the driver does with a real sshd beyond the contract: host keys, log-ins, resuming, jumps, liars."""
+"""What the driver does with a real sshd beyond the contract: connections, resuming, full disks, liars."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import quote
 
 import paramiko
 import pytest
 from edgecore_scp import ScpTransfer
+from scp_helpers import MEBIBYTE, WAIT_S, Opener, carry, opened, proxy, silent, telling, url_of
 from testbed.hostile_sftp import HostileSftp, Lies
-from testbed.sshd import Sshd, make_key, running_sshd, sshd
+from testbed.sshd import Sshd, running_sshd, sshd
 from testbed.stall import Proxy
 
 from edgecore.errors import TransferInterrupted, TransferRefused
-from edgecore.models import SiteContext, TransferProgress, TransferReport, TransferUpdate
+from edgecore.models import SiteContext
 from edgecore.selection import EVERYTHING
 from edgecore.testing.disks import small_disk
 from edgecore.testing.trees import content_of, random_bytes
 from edgecore.trees import part_name
 
-__all__ = ["sshd"]
+__all__ = ["opened", "proxy", "sshd"]
 
 pytestmark = pytest.mark.slow
-
-MEBIBYTE: Final = 1024 * 1024
-_WAIT_S: Final = 20.0
-
-Opener = Callable[..., ScpTransfer]
-
-
-def silent(update: TransferUpdate) -> None:
-    """Take an update and say nothing."""
-
-
-@pytest.fixture
-def proxy(sshd: Sshd) -> Iterator[Proxy]:
-    proxy = Proxy(sshd.port).start()
-    yield proxy
-    proxy.close()
-
-
-@pytest.fixture
-def opened(sshd: Sshd, proxy: Proxy, tmp_path: Path) -> Iterator[Opener]:
-    """Give a way to open drivers, which are closed in the end."""
-    drivers: list[ScpTransfer] = []
-    known_hosts = tmp_path / "known hosts"  # OpenSSH splits at spaces what is not quoted
-    known_hosts.write_text(sshd.known_as(proxy.port))
-
-    def open_one(*, environment: Mapping[str, str] | None = None, **settings: Any) -> ScpTransfer:
-        given = {
-            "key_file": str(sshd.key),
-            "known_hosts": str(known_hosts),
-            "ssh_config": "none",
-            "agent": False,
-            **settings,
-        }
-        driver = ScpTransfer(**given)
-        driver.open(site=SiteContext(site="theta", work_directory=tmp_path, environment=environment or {}))
-        drivers.append(driver)
-        return driver
-
-    yield open_one
-    for driver in drivers:
-        driver.close()
-
-
-def url_of(path: Path, proxy: Proxy) -> str:
-    return f"scp://127.0.0.1:{proxy.port}{quote(os.fsencode(path))}"
-
-
-def telling(moving: threading.Event) -> TransferProgress:
-    """Take updates, and set *moving* when something has moved."""
-    return lambda update: moving.set() if update.size_bytes else None
-
-
-def carry(
-    driver: ScpTransfer,
-    way: str,
-    source: Path,
-    target: Path,
-    proxy: Proxy,
-    progress: TransferProgress = silent,
-) -> TransferReport:
-    if way == "fetch":
-        return driver.fetch(url=url_of(source, proxy), directory=target, progress=progress)
-    return driver.deliver(
-        directory=source, url=url_of(target, proxy), progress=progress, selection=EVERYTHING
-    )
-
-
-def refusal(driver: ScpTransfer, url: str, directory: Path) -> str:
-    with pytest.raises(TransferRefused) as caught:
-        driver.fetch(url=url, directory=directory, progress=silent)
-    assert not driver.probe(url=url).ok
-    return str(caught.value)
-
-
-# ------------------------------------------------------------------------------------ host keys
-
-
-def test_a_host_of_which_no_key_is_known_is_refused_and_sees_no_log_in(
-    opened: Opener, proxy: Proxy, tmp_path: Path
-) -> None:
-    (tmp_path / "empty").touch()
-    driver = opened(known_hosts=str(tmp_path / "empty"))
-    words = refusal(driver, url_of(tmp_path, proxy), tmp_path / "here")
-    assert "no host key is known" in words
-    assert "ssh-keyscan" in words
-
-
-@pytest.mark.parametrize("mark", ["changed", "revoked"])
-def test_a_host_whose_key_has_changed_or_was_revoked_is_refused(
-    mark: str, opened: Opener, proxy: Proxy, sshd: Sshd, tmp_path: Path
-) -> None:
-    file = tmp_path / "other"
-    if mark == "changed":
-        other = make_key(tmp_path / "other_key").with_suffix(".pub").read_text().split()
-        file.write_text(f"[127.0.0.1]:{proxy.port} {other[0]} {other[1]}\n")
-    else:
-        line = sshd.known_as(proxy.port)
-        file.write_text(f"{line}@revoked {line}")
-    words = refusal(opened(known_hosts=str(file)), url_of(tmp_path, proxy), tmp_path / "here")
-    assert mark in words
-
-
-def test_a_key_that_is_not_let_in_is_refused_in_the_words_of_openssh(
-    opened: Opener, proxy: Proxy, tmp_path: Path
-) -> None:
-    driver = opened(key_file=str(make_key(tmp_path / "wrong")))
-    words = refusal(driver, url_of(tmp_path, proxy), tmp_path / "here")
-    assert "Permission denied (publickey)" in words
-
-
-def test_a_key_with_a_passphrase_is_refused_with_what_to_do(
-    opened: Opener, proxy: Proxy, tmp_path: Path
-) -> None:
-    key = make_key(tmp_path / "locked")
-    subprocess.run(["ssh-keygen", "-q", "-p", "-f", key, "-P", "", "-N", "words of passing"], check=True)
-    words = refusal(opened(key_file=str(key)), url_of(tmp_path, proxy), tmp_path / "here")
-    assert "passphrase" in words
-
-
-def test_a_host_that_is_down_is_an_interruption_and_works_when_it_is_back(
-    opened: Opener, proxy: Proxy, tmp_path: Path
-) -> None:
-    (tmp_path / "file").write_bytes(b"content")
-    driver, url = opened(), url_of(tmp_path / "file", proxy)
-    with proxy.away(), pytest.raises(TransferInterrupted, match="Connection refused"):
-        driver.fetch(url=url, directory=tmp_path / "here", progress=silent)
-    driver.fetch(url=url, directory=tmp_path / "here", progress=silent)
-    assert b"content" == (tmp_path / "here" / "file").read_bytes()
 
 
 # ------------------------------------------------------------------------------------ connections
@@ -182,7 +51,7 @@ def test_many_transfers_in_many_threads_log_in_once_and_out_when_idle(
     with ThreadPoolExecutor(8) as pool:
         assert [1] * 8 == list(pool.map(deliver, range(8)))
     assert 1 == log.read_text().count("Accepted publickey") - before
-    deadline = time.monotonic() + _WAIT_S
+    deadline = time.monotonic() + WAIT_S
     while proxy.connections and time.monotonic() < deadline:
         time.sleep(0.02)
     assert 0 == proxy.connections
@@ -196,26 +65,10 @@ def test_a_closed_driver_leaves_no_thread_and_no_connection(
     driver = opened()
     assert driver.probe(url=url_of(tmp_path, proxy)).ok
     driver.close()
-    deadline = time.monotonic() + _WAIT_S
+    deadline = time.monotonic() + WAIT_S
     while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert set() == left
-
-
-def test_a_host_behind_another_is_reached_through_it(
-    opened: Opener, proxy: Proxy, sshd: Sshd, tmp_path: Path
-) -> None:
-    (tmp_path / "file").write_bytes(random_bytes(MEBIBYTE))
-    with (tmp_path / "known hosts").open("a") as known:
-        known.write(sshd.known_as(sshd.port))
-    config = tmp_path / "config"
-    config.write_text(
-        f"Host inside\n HostName 127.0.0.1\n Port {sshd.port}\n ProxyJump 127.0.0.1:{proxy.port}\n"
-    )
-    driver, before = opened(ssh_config=str(config)), proxy.passed_bytes
-    driver.fetch(url=f"sftp://inside{tmp_path}/file", directory=tmp_path / "here", progress=silent)
-    assert random_bytes(MEBIBYTE) == (tmp_path / "here" / "file").read_bytes()
-    assert proxy.passed_bytes - before > MEBIBYTE
 
 
 def alone(server: Sshd, proxy: Proxy, tmp_path: Path) -> ScpTransfer:
@@ -284,14 +137,14 @@ def test_a_server_that_is_killed_in_the_middle_interrupts_and_the_next_one_goes_
         driver = alone(server, proxy, tmp_path)
 
         def kill() -> None:
-            assert moving.wait(_WAIT_S)
+            assert moving.wait(WAIT_S)
             server.kill()
 
         killer = threading.Thread(target=kill)
         killer.start()
         with proxy.slow(5e6), pytest.raises(TransferInterrupted):
             carry(driver, way, tmp_path / "source", tmp_path / "target", proxy, telling(moving))
-        killer.join(_WAIT_S)
+        killer.join(WAIT_S)
         assert not (tmp_path / "target" / "file").exists()
         server.start()
         carry(driver, way, tmp_path / "source", tmp_path / "target", proxy)
@@ -396,29 +249,109 @@ def test_what_openssh_complains_about_is_in_the_error(
     assert not (tmp_path / "target" / "file").exists()
 
 
-def test_a_full_disk_there_is_told_from_other_failures(opened: Opener, proxy: Proxy, tmp_path: Path) -> None:
+@pytest.mark.parametrize("openssh_from_mb", [1, 64], ids=["OpenSSH", "alone"])
+def test_a_full_disk_there_is_told_from_other_failures(
+    openssh_from_mb: int, opened: Opener, proxy: Proxy, tmp_path: Path
+) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "file").write_bytes(random_bytes(3 * MEBIBYTE))
     (tmp_path / "target").mkdir()
-    driver = opened()
+    driver = opened(openssh_from_mb=openssh_from_mb)
     with small_disk(tmp_path / "target"), pytest.raises(TransferInterrupted, match="no space left there"):
         carry(driver, "deliver", tmp_path / "source", tmp_path / "target", proxy)
+
+
+def test_a_disk_there_that_takes_no_further_file_is_told_to_many_at_once(
+    opened: Opener, proxy: Proxy, tmp_path: Path
+) -> None:
+    """Whoever asks for the room that is left holds no session meanwhile, else all would wait for each other."""
+    (tmp_path / "source").mkdir()
+    (tmp_path / "target").mkdir()
+    for number in range(12):
+        (tmp_path / "source" / f"{number}").write_bytes(b"content")
+    driver = opened(no_progress_s=WAIT_S)
+
+    def deliver(number: int) -> str:
+        with pytest.raises(TransferInterrupted) as caught:
+            carry(driver, "deliver", tmp_path / "source", tmp_path / "target" / f"{number}", proxy)
+        return str(caught.value)
+
+    with small_disk(tmp_path / "target", "1m,nr_inodes=12"), ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(deliver, range(6)))
+    assert [True] * 6 == ["no space left there for one more file" in words for words in found], found
+
+
+# ------------------------------------------------------------------------------ beside each other
+
+
+def test_two_transfers_to_one_place_do_not_mix_their_files(
+    opened: Opener, proxy: Proxy, tmp_path: Path
+) -> None:
+    contents = {name: random_bytes(MEBIBYTE, seed) for seed, name in enumerate(("first", "second"))}
+    for name, content in contents.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(content)
+    driver, moving = opened(), threading.Event()
+    with proxy.slow(1e6), ThreadPoolExecutor(1) as pool:
+        first = pool.submit(
+            carry, driver, "deliver", tmp_path / "first", tmp_path / "target", proxy, telling(moving)
+        )
+        assert moving.wait(WAIT_S)
+        with pytest.raises(TransferInterrupted, match=r"another transfer is writing .*/target/file"):
+            carry(driver, "deliver", tmp_path / "second", tmp_path / "target", proxy)
+        proxy.rate_bytes_s = None
+        first.result(WAIT_S)
+    assert contents["first"] == (tmp_path / "target" / "file").read_bytes()
+    carry(driver, "deliver", tmp_path / "second", tmp_path / "target", proxy)
+    assert contents["second"] == (tmp_path / "target" / "file").read_bytes()
+
+
+# ----------------------------------------------------------------------------------- odd servers
+
+
+@pytest.mark.parametrize("lacking", ["xargs", "sha256sum"])
+def test_where_a_program_for_checksums_is_missing_sizes_are_compared(lacking: str, tmp_path: Path) -> None:
+    for name in ("source", "server", "bin"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "source" / "file").write_bytes(b"content")
+    for program in {"xargs", "sha256sum"} - {lacking}:
+        (tmp_path / "bin" / program).symlink_to(shutil.which(program) or "")
+    with (
+        running_sshd(tmp_path / "server", f'SetEnv PATH="{tmp_path}/bin"') as server,
+        closing(Proxy(server.port).start()) as proxy,
+        closing(alone(server, proxy, tmp_path)) as driver,
+    ):
+        for way in ("deliver", "fetch"):
+            assert "size" == carry(driver, way, tmp_path / "source", tmp_path / way, proxy).verified
+            assert b"content" == (tmp_path / way / "file").read_bytes()
+
+
+def test_an_account_whose_shell_prints_a_greeting_is_recognised(tmp_path: Path) -> None:
+    (tmp_path / "server").mkdir()
+    with (
+        running_sshd(tmp_path / "server", "ForceCommand echo Welcome to the machine room") as server,
+        closing(Proxy(server.port).start()) as proxy,
+        closing(alone(server, proxy, tmp_path)) as driver,
+        pytest.raises(TransferInterrupted, match=r"sent text \(Welcome to the machine room\)"),
+    ):
+        carry(driver, "fetch", tmp_path, tmp_path / "here", proxy)
 
 
 # ----------------------------------------------------------------------------------------- liars
 
 
+@pytest.mark.parametrize("way", ["fetch", "deliver"])
 def test_a_directory_without_an_end_is_refused(
-    opened: Opener, proxy: Proxy, sshd: Sshd, tmp_path: Path
+    way: str, opened: Opener, proxy: Proxy, sshd: Sshd, tmp_path: Path
 ) -> None:
-    (tmp_path / "endless").mkdir()
+    for name in ("endless", "here"):
+        (tmp_path / name).mkdir()
     lies = Lies(endless_directories=frozenset({str(tmp_path / "endless")}))
     driver = opened(max_entries=1000)
     with HostileSftp(sshd.host_key, lies).running() as hostile, proxy.leading_to(hostile.port):
+        source, target = ("endless", "here") if way == "fetch" else ("here", "endless")
         with pytest.raises(TransferRefused, match="max_entries"):
-            driver.fetch(
-                url=url_of(tmp_path / "endless", proxy), directory=tmp_path / "here", progress=silent
-            )
+            carry(driver, way, tmp_path / source, tmp_path / target, proxy)
         driver.close()
     assert [] == os.listdir(tmp_path / "here")
 
