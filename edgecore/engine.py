@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 class Listener(AlarmListener, Protocol):
     """What the engine tells of its changes; `edgecore.drivers.Listeners` is one."""
 
+    @property
+    def may_forbid(self) -> bool: ...
     def job_changing(self, *, before: Job, after: Job) -> None: ...
     def job_changed(self, *, job: Job) -> None: ...
 
@@ -126,9 +128,12 @@ class Engine:
         self._loop.put(lambda: self._add(taken))
 
     def begun(self, job: Job) -> Change:
-        """Return the change that makes a new job, and moves it on as far as there is nothing to do."""
+        """Return the change that makes a new job, and moves it on as far as there is nothing to do.
+
+        Who may forbid that is asked about jobs that there are, and this one may yet be found to be a repetition.
+        """
         path = [job]
-        for moved in self._instant_path(job):
+        for moved in () if self.listeners.may_forbid else self._instant_path(job):
             if not self._allowed(Change(path[-1], (moved,))):
                 break
             path.append(moved)

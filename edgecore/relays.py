@@ -403,6 +403,11 @@ class Listeners:
         """Tell whether anybody listens."""
         return any(self._hear.values())
 
+    @property
+    def may_forbid(self) -> bool:
+        """Whether anybody is to be asked about changes."""
+        return bool(self._hear["job_changing"])
+
     def job_changing(self, *, before: Job, after: Job) -> None:
         """Ask every listener about a change that is not made yet. Raises Veto, naming who forbids it."""
         vetoes: list[tuple[str, Veto]] = []

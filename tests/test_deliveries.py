@@ -11,11 +11,12 @@ import pytest
 from attrs import evolve
 from scripted import Edge
 
+from edgecore import hookimpl
 from edgecore.builtin.queue import SqliteMessaging
 from edgecore.clock import Clock
 from edgecore.config import Defaults, Limits
 from edgecore.errors import BrokerUnavailable
-from edgecore.models import Delivery, Verdict
+from edgecore.models import Delivery, Job, Verdict
 from edgecore.models import JobState as S
 from edgecore.reader import Reader
 
@@ -67,6 +68,25 @@ def test_a_number_and_its_text_are_one_job_id(edge: Edge) -> None:
     deliver(edge, edge.site.job(application="quick", job_id="7"))
     settled(edge, 2)
     assert 1 == len(edge.site.jobs())
+
+
+def test_listeners_are_asked_only_about_jobs_that_there_are(edge: Edge) -> None:
+    unknown: set[int] = set()
+
+    class Curious:
+        @hookimpl
+        def job_changing(self, before: Job, after: Job) -> None:
+            with Reader(edge.config.store) as reader:
+                if reader.job(before.id) is None:
+                    unknown.add(before.id)
+
+    edge.plugins.append(Curious())
+    edge.start()
+    for _ in range(3):
+        deliver(edge, edge.site.job(application="quick", job_id="mine"))
+    settled(edge, 3)
+    edge.wait("job", S.JOB_FINISHED)
+    assert set() == unknown
 
 
 def test_two_owners_may_use_one_job_id(edge: Edge) -> None:
