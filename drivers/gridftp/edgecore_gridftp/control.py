@@ -243,7 +243,7 @@ class Control:
         known = {each.partition(":")[0].upper() for each in self.features.get("CKSM", "").split(";")} - {""}
         if "CKSM" in self.features and not known:
             known = {preferred}
-        return [each for each in dict.fromkeys((preferred, *_ALGORITHMS)) if each in known]
+        return next((each for each in (preferred, *_ALGORITHMS) if each in known), "")
 
     def digests(
         self, algorithm: str, files: Mapping[bytes, int], names: Callable[[bytes], str]
