@@ -53,6 +53,7 @@ from edgecore.drivers import SchedulingRelay, open_scheduling
 from edgecore.models import Group, JobState, Reference, Submission, Submitted
 from edgecore.processes import user_name
 from edgecore.reader import Reader
+from edgecore.service import collecting_seldom
 
 __all__ = ["run"]
 
@@ -248,7 +249,8 @@ def _first_look(site: BenchSite, references: Sequence[Reference]) -> Run:
 
 
 def _looked_anew(source: Path, references: Sequence[Reference]) -> Run:
-    return _look(_driver(source), references)
+    with collecting_seldom():  # as a service does
+        return _look(_driver(source), references)
 
 
 def _look(driver: SchedulingRelay, references: Sequence[Reference]) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sqlite3
 import threading
 import time
@@ -22,7 +23,7 @@ from edgecore.drivers import SchedulingRelay
 from edgecore.errors import ConfigurationError, SchedulerUnavailable, StoreLocked
 from edgecore.models import JobState as S
 from edgecore.reader import Reader
-from edgecore.service import Balsam
+from edgecore.service import Balsam, collecting_seldom
 
 
 @pytest.fixture
@@ -165,6 +166,15 @@ def test_a_service_that_is_told_to_stop_before_it_runs_does_not_begin(edge: Edge
     balsam.stop()
     balsam.run()
     assert ["started", "stopped"] == edge.heard.service
+
+
+def test_python_looks_for_garbage_less_often_while_a_service_runs_and_as_before_afterwards() -> None:
+    before = gc.get_threshold()
+    with pytest.raises(ZeroDivisionError), collecting_seldom():
+        assert before[0] < gc.get_threshold()[0]
+        assert 0 < gc.get_freeze_count()
+        raise ZeroDivisionError
+    assert (before, 0) == (gc.get_threshold(), gc.get_freeze_count())
 
 
 def test_listeners_hear_of_start_and_stop(edge: Edge) -> None:
