@@ -69,7 +69,7 @@ _GRID: Final = """
 _TRY: Final = """\
 The testbed is ready. In another terminal:
 
-  export SLURM_CONF={conf}
+  export PATH={bin}:$PATH SLURM_CONF={conf}
   cd {site}
   edgecore doctor site.toml                            # is all there that the site needs?
   edgecore run site.toml                               # the service; then, in a third terminal
@@ -257,6 +257,7 @@ def _advice(place: Path, bed: _Bed) -> str:
     sender = "sender.toml" if told else "site.toml"
     grid = f"  edgecore submit hello-grid.json --site {sender} --wait    # its files by gsiftp://\n"
     return _TRY.format(
+        bin=Path(sys.executable).parent,
         conf=bed.slurm.conf,
         site=place,
         sender=sender,

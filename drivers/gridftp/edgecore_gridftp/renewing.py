@@ -67,6 +67,10 @@ _ADVICE: Final = (
     ),
 )
 """What the tool says (MyProxy 6.2) -> what to do; the first that fits."""
+_KEPT_LOCKED: Final = (
+    "this one is kept with a passphrase: give it (--passphrase-file), or have its owner store one for those who renew "
+    "(myproxy-init -n -R), and name it (--credential)"
+)
 
 
 class NotRenewed(EdgeError):
@@ -140,6 +144,12 @@ def renew(request: Request, unwanted: Callable[[], bool] = lambda: False) -> Jud
     Raises NotRenewed, CommandNotFound, and ActionStopped once *unwanted* says so, with the old proxy in its place.
     """
     target = Path(os.path.realpath(request.file))
+    if target.is_dir():
+        raise NotRenewed(f"{request.file} is a directory: name the proxy's file in it (--file)")
+    if request.certificate and (
+        reason := judge(request.certificate, request.key or request.certificate).reason(_now())
+    ):
+        raise NotRenewed(f"our own certificate cannot be used: {reason}")
     try:
         with _own_directory(target) as directory:
             return _renew(request, target, directory / "proxy", unwanted)
@@ -159,7 +169,7 @@ def _renew(request: Request, target: Path, fresh: Path, unwanted: Callable[[], b
     )
     if result.exit_code != 0:
         complaint = result.complaint()
-        advice = advice_on(complaint)
+        advice = advice_on(complaint, with_passphrase=request.passphrase_file is not None)
         if not with_old and request.passphrase_file is None:
             advice += f"; the present one is of no help: {old.reason(_now())}"
         raise NotRenewed(f"no proxy for {asked}: {complaint}{advice and '; ' + advice.removeprefix('; ')}")
@@ -188,8 +198,10 @@ def logon_command(request: Request, output: Path, old: Path | None) -> list[str]
     return [*command, "-n", "-a", str(old)] if old is not None else [*command, "-n"]
 
 
-def advice_on(words: str) -> str:
+def advice_on(words: str, *, with_passphrase: bool = True) -> str:
     """Return what to do about what the tool said; empty where that is unknown."""
+    if not with_passphrase and "invalid credential passphrase" in words:
+        return _KEPT_LOCKED
     return next((advice for pattern, advice in _ADVICE if re.search(pattern, words)), "")
 
 

@@ -19,7 +19,7 @@ from edgecore_gridftp.renewing import Request, advice_on, logon_command, main
 from sites import Site, make_site, wait_for
 from testbed.gridftp import gridftp_needed, running_gridftp
 from testbed.myproxy import LEAST_S, PASSPHRASE, RENEWER, MyProxy, running_myproxy
-from testbed.proxies import write_proxy
+from testbed.proxies import Holder, place_file, write_proxy
 
 from edgecore.certificates import judge
 from edgecore.models import JobState as S
@@ -189,12 +189,14 @@ def test_a_passphrase_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.fixture
 def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Let something else stand for ``myproxy-logon``."""
+    """Let something else stand for ``myproxy-logon``; our own certificate lies beside it."""
     place = tmp_path / "bin"
     place.mkdir()
     monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
     program = place / "myproxy-logon"
     program.touch(mode=0o755)
+    holder = Holder.made(["edge"])
+    place_file(place / "own.pem", holder.pem + holder.key_pem())
     return program
 
 
@@ -221,7 +223,7 @@ def test_what_the_tool_brings_is_judged_before_it_takes_the_old_ones_place(
         "--file",
         str(old),
         "--certificate",
-        "/c",
+        str(tool.with_name("own.pem")),
         "--timeout-s",
         timeout_s,
     ]
@@ -229,6 +231,17 @@ def test_what_the_tool_brings_is_judged_before_it_takes_the_old_ones_place(
     assert words in capsys.readouterr().err
     assert before == old.read_bytes()
     assert {"bin", "proxy", "full"} == set(os.listdir(tmp_path))
+
+
+def test_what_is_named_on_the_command_line_and_cannot_be_used_is_told(
+    tmp_path: Path, tool: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--server", "localhost:1", "--user", "x"]
+    assert 1 == main([*given, "--file", str(tmp_path / "proxy"), "--certificate", "/nowhere"])
+    assert "our own certificate cannot be used: /nowhere: No such file" in capsys.readouterr().err
+    own = str(tool.with_name("own.pem"))
+    assert 1 == main([*given, "--file", str(tmp_path), "--certificate", own])
+    assert f"{tmp_path} is a directory: name the proxy's file" in capsys.readouterr().err
 
 
 def test_what_a_killed_renewal_has_left_is_removed_later(
@@ -242,7 +255,16 @@ def test_what_a_killed_renewal_has_left_is_removed_later(
     tool.write_text(f'#!/bin/sh\ncp -p {write_proxy(tmp_path / "full")} "${{10}}"\n')
     link = tmp_path / "link"
     link.symlink_to("proxy")
-    given = ["--server", "localhost:1", "--user", "x", "--file", str(link), "--certificate", "/c"]
+    given = [
+        "--server",
+        "localhost:1",
+        "--user",
+        "x",
+        "--file",
+        str(link),
+        "--certificate",
+        str(tool.with_name("own.pem")),
+    ]
     assert 0 == main(given), capsys.readouterr().err
     assert (False, True) == (aged.exists(), young.exists())
     assert link.is_symlink(), "what it names is renewed, and not the link"
@@ -262,7 +284,7 @@ def test_a_service_knows_the_tool_of_a_killed_renewal_by_its_mark(
         "--file",
         str(tmp_path / "proxy"),
         "--certificate",
-        "/c",
+        str(tool.with_name("own.pem")),
     ]
     assert 1 == main(given)
     assert "/the/store\n" == (tmp_path / "mark").read_text()
@@ -276,7 +298,16 @@ def test_a_renewal_that_is_told_to_stop_ends_its_tool_and_leaves_all_as_it_was(
     old, note = write_proxy(tmp_path / "proxy", 600), tmp_path / "pid"
     before = old.read_bytes()
     tool.write_text(f'#!/bin/sh\necho half >"${{10}}"\necho $$ >{note}\nexec sleep 600\n')
-    given = ["--server", "localhost:1", "--user", "x", "--file", str(old), "--certificate", "/c"]
+    given = [
+        "--server",
+        "localhost:1",
+        "--user",
+        "x",
+        "--file",
+        str(old),
+        "--certificate",
+        str(tool.with_name("own.pem")),
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "edgecore_gridftp.renewing", *given], stderr=subprocess.PIPE
     )
@@ -350,6 +381,8 @@ def test_what_the_tool_says_comes_with_what_to_do_and_the_present_proxy_stays(
     assert "does it run" in words
     words = ask("--passphrase-file", str(passphrase), "--authorities", str(tmp_path))
     assert "compare --authorities" in words
+    words = ask(*own(myproxy))
+    assert "this one is kept with a passphrase: give it (--passphrase-file), or have its owner" in words
     proxy.unlink()
     myproxy.user.write_proxy(proxy, lasts=timedelta(seconds=-5))
     words = ask("--credential", "renewable", *own(myproxy))
