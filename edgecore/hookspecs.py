@@ -159,6 +159,16 @@ class Transfer:
         """Bring what *selection* takes of *directory* to *url*, making directories; else as `fetch`.
 
         What is not taken is no reason to refuse. A driver that has no such argument is only asked for whole directories.
+        Raises TransferRefused, TransferInterrupted, and lets TransferStopped pass.
+        """
+        raise NotImplementedError
+
+    @hookspec(firstresult=True)
+    def copy(self, source: str, target: str, progress: TransferProgress) -> TransferReport:
+        """Bring the file or the content of the tree at the URL *source* to the URL *target*, as `deliver` does.
+
+        Both have the driver's scheme, and the content goes from server to server, without passing through this site. May
+        be left out where a protocol has no such way. Raises TransferRefused, TransferInterrupted, and lets TransferStopped pass.
         """
         raise NotImplementedError
 
@@ -275,5 +285,5 @@ ROLES: Final[Mapping[str, type]] = {
 }
 """Role -> its specification; the entry-point group is ``edgecore.<role>``."""
 
-OPTIONAL: Final = frozenset({"diagnose"})
+OPTIONAL: Final = frozenset({"copy", "diagnose"})
 """Hooks that a driver may leave unanswered."""

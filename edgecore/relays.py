@@ -256,9 +256,11 @@ class _Relay:
 
     def diagnose(self) -> Sequence[Finding]:
         """Look for trouble; finds none where the driver has no such hook."""
-        if all(one.wrapper for one in self._hooks.diagnose.get_hookimpls()):
-            return ()
-        return self._ask(Scheduling.diagnose)
+        return self._ask(Scheduling.diagnose) if self._answers("diagnose") else ()
+
+    def _answers(self, hook: str) -> bool:
+        """Tell whether anybody answers an optional hook, besides those who wrap it."""
+        return any(not one.wrapper for one in getattr(self._hooks, hook).get_hookimpls())
 
     def _opened(self, specification: Callable[..., T], profile: type[T], site: SiteContext) -> T:
         try:
@@ -343,6 +345,19 @@ class TransferRelay(_Relay):
         return self._ask(
             Transfer.deliver, directory=directory, url=url, progress=progress, selection=selection
         )
+
+    @property
+    def copies(self) -> bool:
+        """Tell whether the driver brings files from server to server."""
+        return self._answers("copy")
+
+    def copy(self, *, source: str, target: str, progress: TransferProgress) -> TransferReport:
+        """Bring what is at one URL to another, from server to server. Raises TransferRefused where the driver cannot."""
+        if not self.copies:
+            raise TransferRefused(
+                f"the {self.source} cannot bring {source} to {target} from server to server: fetch it, and deliver it"
+            )
+        return self._ask(Transfer.copy, source=source, target=target, progress=progress)
 
     def probe(self, *, url: str) -> ProbeReport:
         """Tell whether *url* can be reached and read."""

@@ -17,6 +17,7 @@ from copies import content_of, deliver, fetch, planted_tree, silent, url_of
 
 from edgecore.builtin.copy import FileTransfer
 from edgecore.errors import TransferInterrupted, TransferRefused
+from edgecore.models import TransferReport
 from edgecore.selection import EVERYTHING
 from edgecore.trees import part_name
 
@@ -105,6 +106,17 @@ def test_a_destination_that_is_the_source_or_inside_it_is_refused(tree: Path, tm
     assert "lies inside" in refusal(lambda: fetch(tree, tree / "sub" / "deeper"))
     assert "already is" in refusal(lambda: fetch(tree / "a", tree))
     assert before == content_of(tree)
+
+
+def test_a_copy_from_url_to_url_goes_beside_its_source_and_not_into_it(tree: Path, tmp_path: Path) -> None:
+    def go(source: Path, target: Path) -> TransferReport:
+        return FileTransfer().copy(source=url_of(source), target=url_of(target), progress=silent)
+
+    assert "lies inside" in refusal(lambda: go(tree, tree / "new" / "deeper"))
+    assert not (tree / "new").exists()
+    assert "already is the file" in refusal(lambda: go(tree / "a", tree))
+    assert 1 == go(tree / "a", tree / "new" / "deeper").files
+    assert (tree / "a").read_bytes() == (tree / "new" / "deeper" / "a").read_bytes()
 
 
 def test_a_link_above_the_source_does_not_hide_that_the_destination_is_inside(

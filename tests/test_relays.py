@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from attrs import Factory, define
 
-from edgecore.errors import DriverUnusable, SchedulerUnavailable
+from edgecore.errors import DriverUnusable, SchedulerUnavailable, TransferRefused
 from edgecore.hookspecs import Messaging, Scheduling, Transfer, hookimpl
 from edgecore.models import (
     Answer,
@@ -181,6 +181,26 @@ class TestTheHookThatMayBeLeftOut:
 
         with pytest.raises(DriverUnusable, match="diagnose: found None"):
             SchedulingRelay(Silent(), SITE).diagnose()
+
+
+class TestCopiesFromServerToServer:
+    def test_a_driver_without_the_hook_refuses_with_the_way_that_there_is(self) -> None:
+        relay = TransferRelay(Files(), SITE)
+        assert not relay.copies
+        with pytest.raises(
+            TransferRefused, match="cannot bring x:1 to x:2 from server to server: fetch it, and deliver it"
+        ):
+            relay.copy(source="x:1", target="x:2", progress=lambda update: None)
+
+    def test_a_driver_with_it_is_asked(self) -> None:
+        class Copies(Files):
+            @hookimpl
+            def copy(self, source: str, target: str, progress: TransferProgress) -> TransferReport:
+                return TransferReport(files=1, size_bytes=2, verified=f"{source} {target}")
+
+        relay = TransferRelay(Copies(), SITE)
+        assert relay.copies
+        assert "x:1 x:2" == relay.copy(source="x:1", target="x:2", progress=lambda update: None).verified
 
 
 @define(eq=False)

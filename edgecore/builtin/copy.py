@@ -72,19 +72,8 @@ class FileTransfer(Transfer):
     @hookimpl
     def fetch(self, url: str, directory: Path, progress: TransferProgress) -> TransferReport:
         """Copy the file at *url*, or the content of the tree there, into *directory*."""
-        names = _names(url)
-        with _source(names, url) as (source, file), own_directory(directory, make=True) as target:
-            if file is None:
-                _refuse_inside(source, target, url, shown(directory))
-            elif file == names[-1] and os.path.samestat(os.fstat(source), os.fstat(target)):
-                raise TransferRefused(f"{url} already is the file in {shown(directory)}; name another place")
-
-            copier = self._copier(
-                source, target, url if file is None else url.rpartition("/")[0], shown(directory)
-            )
-            if file is None:
-                return copier.run(_plan_tree, progress)
-            return copier.run(lambda copier: plan_file(file, names[-1], copier.source), progress)
+        with _source(_names(url), url) as found, own_directory(directory, make=True) as target:
+            return self._bring(url, found, target, shown(directory), progress)
 
     @hookimpl
     def deliver(
@@ -93,10 +82,18 @@ class FileTransfer(Transfer):
         """Copy what is selected of *directory* to the directory at *url*, making parents."""
         with (
             own_directory(directory, make=False) as source,
-            _target(_names(url), source, directory, url) as target,
+            _target(_names(url), source, shown(directory), url) as target,
         ):
             copier = self._copier(source, target, shown(directory), url)
             return copier.run(lambda copier: _plan_tree(copier, selection), progress)
+
+    @hookimpl
+    def copy(self, source: str, target: str, progress: TransferProgress) -> TransferReport:
+        """Copy the file at one URL, or the content of the tree there, to the directory at another, making parents."""
+        with _source(_names(source), source) as found:
+            tree = found[0] if found[1] is None else None
+            with _target(_names(target), tree, source, target) as there:
+                return self._bring(source, found, there, target, progress)
 
     @hookimpl
     def probe(self, url: str) -> ProbeReport:
@@ -117,6 +114,25 @@ class FileTransfer(Transfer):
     def close(self) -> Closed:
         """Do nothing: a local copy keeps nothing open."""
         return Closed()
+
+    def _bring(
+        self,
+        url: str,
+        found: tuple[int, str | None],
+        target: int,
+        target_name: str,
+        progress: TransferProgress,
+    ) -> TransferReport:
+        """Copy what was found at *url*, in the form of `_source`, into the directory *target*."""
+        source, file = found
+        if file is None:
+            _refuse_inside(source, target, url, target_name)
+            return self._copier(source, target, url, target_name).run(_plan_tree, progress)
+        name = _names(url)[-1]
+        if file == name and os.path.samestat(os.fstat(source), os.fstat(target)):
+            raise TransferRefused(f"{url} already is the file in {target_name}; name another place")
+        copier = self._copier(source, target, url.rpartition("/")[0], target_name)
+        return copier.run(lambda copier: plan_file(file, name, copier.source), progress)
 
     def _copier(self, source: int, target: int, source_name: str, target_name: str) -> Copier:
         limits = Limits(compare=self.compare, no_progress_s=self.no_progress_s, streams=self.streams)
@@ -226,12 +242,13 @@ def _source(names: list[str], url: str) -> Iterator[tuple[int, str | None]]:
 
 
 @contextmanager
-def _target(names: list[str], source: int, directory: Path, url: str) -> Iterator[int]:
-    """Open the directory at *url*, making what is missing, unless it lies inside the source."""
+def _target(names: list[str], source: int | None, source_name: str, url: str) -> Iterator[int]:
+    """Open the directory at *url*, making what is missing, unless it lies inside the tree that is the source, if any."""
     with explained(f"find {url}"):
         place, left = _walk(names)
     try:
-        _refuse_inside(source, place, shown(directory), url)
+        if source is not None:
+            _refuse_inside(source, place, source_name, url)
         if ".." in left:
             raise TransferRefused(f"{url} leads through a link to a place that does not exist")
         with explained(f"make {url}"):

@@ -184,6 +184,11 @@ class TypeChecked:
         return (yield from _of_transfer("deliver", progress))
 
     @hookimpl(wrapper=True)
+    def copy(self, progress: TransferProgress) -> Generator[None, TransferReport, TransferReport]:
+        """Check the report, and with a `CheckedProgress` what was told on the way."""
+        return (yield from _of_transfer("copy", progress))
+
+    @hookimpl(wrapper=True)
     def probe(self) -> Generator[None, T, T]:
         """Check that a place that cannot be reached is an answer, not an error."""
         with _only("probe"):

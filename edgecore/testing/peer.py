@@ -38,6 +38,11 @@ class Peer:
         """Return the URL of a path below the place; bytes of all kinds are allowed in it."""
         return f"{self.url}/{quote(os.fsencode(name))}"
 
+    def origin_of(self, name: str) -> str:
+        """Return the URL from which a copy from server to server takes a path below the place: where this machine
+        can play two servers, the other one, which shows the same files."""
+        return self.url_of(name)
+
     def plant(self, source: Path, name: str) -> None:
         """Put a file or tree there under *name*, by other means than the driver, modes, times and links kept."""
         target = self.place / name

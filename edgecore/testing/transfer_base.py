@@ -12,6 +12,8 @@ from typing import Any, ClassVar, Literal
 import pytest
 from attrs import define
 
+from edgecore.drivers import find_driver
+from edgecore.hookspecs import Transfer
 from edgecore.models import SiteContext, TransferProfile, TransferProgress, TransferReport
 from edgecore.relays import TransferRelay
 from edgecore.testing.checks import CheckedProgress, TypeChecked
@@ -21,12 +23,13 @@ from edgecore.testing.worker import Worker, make_driver, working
 
 __all__ = ["WAYS", "Errand", "TransferBase", "watched"]
 
-WAYS = ("fetch", "deliver")
+WAYS = ("fetch", "deliver", "copy")
+"""The hooks that carry."""
 
 
 @define
 class Errand:
-    """One transfer of the local tree *source*, in one direction or the other."""
+    """One transfer of the local tree *source*, by one of the hooks that carry."""
 
     way: str
     peer: Peer
@@ -37,9 +40,11 @@ class Errand:
     """What it is called on the far side."""
 
     def prepare(self) -> Errand:
-        """Put the tree on the far side, if it is to be fetched from there."""
+        """Put the tree on the far side, if that is where it comes from."""
         if self.way == "fetch":
             self.peer.plant(self.source, self.name)
+        elif self.way == "copy":
+            self.peer.plant(self.source, self._origin)
         return self
 
     def go(self, relay: TransferRelay, progress: TransferProgress | None = None) -> TransferReport:
@@ -47,16 +52,25 @@ class Errand:
         told = progress or CheckedProgress()
         if self.way == "fetch":
             return relay.fetch(url=self.url, directory=self.near, progress=told)
+        if self.way == "copy":
+            return relay.copy(source=self.peer.origin_of(self._origin), target=self.url, progress=told)
         return relay.deliver(directory=self.source, url=self.url, progress=told)
 
     def go_in(self, start: Callable[..., Worker]) -> Worker:
         """Carry it in a process of its own."""
+        if self.way == "copy":
+            return start(self.way, self.peer.origin_of(self._origin), self.url)
         return start(self.way, self.url, os.fspath(self.near if self.way == "fetch" else self.source))
 
     @property
     def url(self) -> str:
-        """The far side of it."""
+        """The far side of it; where it goes, if both are."""
         return self.peer.url_of(self.name)
+
+    @property
+    def _origin(self) -> str:
+        """What the source of a copy is called there."""
+        return f"origin of {self.name}"
 
     @property
     def target(self) -> Path:
@@ -69,7 +83,7 @@ class Errand:
         made = workshop / "content"
         made.write_bytes(content)
         os.utime(made, ns=(changed_ns, changed_ns))
-        if self.way == "deliver":
+        if self.way != "fetch":
             self.peer.plant(made, f"{self.name}/{path}")
         else:
             (self.near / path).parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +160,9 @@ class TransferBase:
         return TransferRelay(driver, site, layers=[TypeChecked()], source=f"the contract's {self.driver}")
 
     def errand(self, way: str, peer: Peer, source: Path, name: str = "errand") -> Errand:
-        """Make an errand whose near side lies beside *source*."""
+        """Make an errand whose near side lies beside *source*; skip the test when the driver has no such hook."""
+        if way == "copy" and find_driver("transfer", self.driver).copy is Transfer.copy:
+            pytest.skip(f"{self.driver} does not copy from server to server")
         return Errand(way, peer, source, source.parent / f"near {name}", name)
 
     def need(self, ability: str) -> None:

@@ -128,6 +128,10 @@ def _deliver(relay: TransferRelay, url: str, directory: str) -> None:
     relay.deliver(directory=Path(os.fsdecode(directory)), url=url, progress=_telling())
 
 
+def _copy(relay: TransferRelay, source: str, target: str) -> None:
+    relay.copy(source=source, target=target, progress=_telling())
+
+
 def _telling() -> Callable[[TransferUpdate], None]:
     """Say once that it has begun, so that the clock of who kills us starts there."""
     begun: list[TransferUpdate] = []
@@ -202,6 +206,7 @@ def _idle(relay: MessagingRelay, queue: str, seconds: float) -> None:
 _TASKS: Final[Mapping[str, Callable[..., None]]] = {
     "fetch": _fetch,
     "deliver": _deliver,
+    "copy": _copy,
     "produce": _produce,
     "consume": _consume,
     "hold": _hold,
