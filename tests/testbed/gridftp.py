@@ -33,6 +33,7 @@ __all__ = [
     "gridftp",
     "gridftp_anonymous",
     "gridftp_needed",
+    "gridftp_second",
     "missing_gridftp",
     "running_gridftp",
 ]
@@ -287,6 +288,16 @@ def grid(gridftp_needed: None, tmp_path_factory: pytest.TempPathFactory) -> Grid
 def gridftp(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GridFtp]:
     """A server of the grid."""
     with running_gridftp(tmp_path_factory.mktemp("gridftp"), grid) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def gridftp_second(
+    grid: Grid, gridftp: GridFtp, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[GridFtp]:
+    """Another server of the grid, which shows the same files and lets the same person in."""
+    with running_gridftp(tmp_path_factory.mktemp("second gridftp"), grid) as server:
+        shutil.copy(gridftp.directory / "map", server.directory / "map")
         yield server
 
 

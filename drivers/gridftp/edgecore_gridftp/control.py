@@ -238,12 +238,12 @@ class Control:
         """Tell whether modes stand in what the server says of files."""
         return "unix.mode" in self.features.get("MLST", "").lower()
 
-    def algorithm(self, preferred: str) -> str:
-        """Return the checksum to compare: the preferred one, else the best that the server knows, else nothing."""
+    def algorithms(self, preferred: str) -> list[str]:
+        """Return the checksums that the server computes: the preferred one first, then the others, the best first."""
         known = {each.partition(":")[0].upper() for each in self.features.get("CKSM", "").split(";")} - {""}
         if "CKSM" in self.features and not known:
             known = {preferred}
-        return next((each for each in (preferred, *_ALGORITHMS) if each in known), "")
+        return [each for each in dict.fromkeys((preferred, *_ALGORITHMS)) if each in known]
 
     def digests(
         self, algorithm: str, files: Mapping[bytes, int], names: Callable[[bytes], str]

@@ -125,19 +125,21 @@ class GridFtpTransfer(Transfer):
 
         return self._carried(progress, f"from {shown(directory)} to {url}", work)
 
-    def between(self, source: str, target: str, progress: TransferProgress) -> TransferReport:
-        """Bring the file or the content of the tree at one URL to another, from server to server, as `deliver` does.
-
-        Nothing of the content comes here. Both servers must be of the same kind and take the same credential.
-        """
+    @hookimpl
+    def copy(self, source: str, target: str, progress: TransferProgress) -> TransferReport:
+        """Bring the file or the content of the tree at one URL to another. Both servers must take the same credential."""
         there, here = parse_url(source), parse_url(target)
         if there.scheme != here.scheme:
             raise TransferRefused(f"cannot carry from {source} to {target} directly: their schemes differ")
+        if there.holds(here):
+            raise TransferRefused(f"{target} lies inside {source}, which is to be copied there")
+        beside = there.beside(here)
 
         def work(tally: Tally) -> str:
-            trip = self._trip(here, target, tally)
-            Delivery(self._source(self._trip(there, source, tally), there, source), trip).run()
-            return trip.verified
+            far, near = self._trip(beside, source, tally), self._trip(here, target, tally)
+            near.agree_with(far)
+            Delivery(self._source(far, beside, source), near).run()
+            return near.verified
 
         return self._carried(progress, f"from {source} to {target}", work)
 
@@ -151,8 +153,8 @@ class GridFtpTransfer(Transfer):
                 if found.is_directory:
                     control.do(f"list {url}", b"MLSC " + place.path)
                     return ProbeReport(ok=True, message=f"{url} is a directory that may be read")
-                if algorithm := control.algorithm("ADLER32"):  # which opens it
-                    first = b"CKSM %s 0 %d %s" % (algorithm.encode(), min(1, found.size_bytes), place.path)
+                if known := control.algorithms("ADLER32"):  # which opens it
+                    first = b"CKSM %s 0 %d %s" % (known[0].encode(), min(1, found.size_bytes), place.path)
                     control.do(f"read {url}", first)
                 return ProbeReport(ok=True, message=f"{url} is a file that may be read")
         except (TransferRefused, TransferInterrupted) as error:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from edgecore.errors import TransferRefused
 
@@ -41,6 +41,19 @@ class Place:
     def secure(self) -> bool:
         """Tell whether both sides prove who they are."""
         return self.scheme == "gsiftp"
+
+    def holds(self, other: Place) -> bool:
+        """Tell whether another place is this one, or below it."""
+        same = self.server.lower() == other.server.lower()
+        return same and (other.path == self.path or other.path.startswith(self.path.rstrip(b"/") + b"/"))
+
+    def beside(self, other: Place) -> Place:
+        """Return this place with its server written in another way than in *other*.
+
+        The client keeps one connection for each way to write a server: where one server is both ends, it would log in
+        anew for each file (measured: 0.8 s a file instead of 0.03).
+        """
+        return evolve(self, host=self.host.swapcase()) if self.server == other.server else self
 
     def url_of(self, path: bytes) -> str:
         """Return the URL of another path there, with every byte escaped that could mean something."""

@@ -7,11 +7,11 @@ import os
 import resource
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from attrs import Factory, define, field, frozen
+from attrs import Factory, define, evolve, field, frozen
 
 from edgecore.carrying import Tally
 from edgecore.trees import File, Parts, Plan, shown
@@ -94,8 +94,19 @@ class Trip:
     def control(self) -> Iterator[Control]:
         """Borrow a channel, which tells what the server can do."""
         with self.channels.channel(self.server, self.tally) as borrowed:
-            self.algorithm = borrowed.algorithm(self.ways.checksum) if self.ways.checksum else ""
+            self.algorithm = next(iter(self._algorithms(borrowed)), "")
             yield borrowed
+
+    def _algorithms(self, control: Control) -> Sequence[str]:
+        return control.algorithms(self.ways.checksum) if self.ways.checksum else ()
+
+    def agree_with(self, other: Trip) -> None:
+        """Compare by the best checksum that the other trip's server computes, too; by sizes where there is none."""
+        with other.control() as control:
+            theirs = self._algorithms(control)
+        with self.control() as control:
+            common = [each for each in self._algorithms(control) if each in theirs]
+        self.ways = evolve(self.ways, checksum=common[0] if common else "")
 
     @property
     def verified(self) -> str:

@@ -117,6 +117,24 @@ def test_transfers_of_many_jobs_in_many_threads_log_in_once_per_thread_at_most(
     assert 1 <= _log_ins(server) - before <= _THREADS
 
 
+def test_a_copy_within_one_server_logs_in_for_each_end_and_not_for_each_file(
+    opened: Open, server: GridFtp, tmp_path: Path
+) -> None:
+    (tmp_path / "from").mkdir()
+    for number in range(_TRANSFERS):
+        (tmp_path / "from" / f"{number}").write_text(f"{number}")
+    driver, before = opened(), _log_ins(server)
+    url = f"gsiftp://localhost:{server.port}{quote(str(tmp_path))}"
+
+    report = driver.copy(source=f"{url}/from", target=f"{url}/to", progress=_ignored)
+    driver.close()
+
+    assert _TRANSFERS == report.files == len(os.listdir(tmp_path / "to"))
+    assert _log_ins(server) - before <= 5, (
+        "two of the client's, one of ours for the source, two for the target"
+    )
+
+
 def test_what_the_client_carries_costs_its_own_log_in_and_no_other(
     opened: Open, send: Send, server: GridFtp, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from urllib.parse import quote
 
 import pytest
-from testbed.gridftp import GridFtp, grid, gridftp, gridftp_needed
+from testbed.gridftp import GridFtp, grid, gridftp, gridftp_needed, gridftp_second
 
 from edgecore.errors import TransferRefused
 from edgecore.relays import TransferRelay
@@ -19,7 +19,7 @@ from edgecore.testing.disks import small_disk
 from edgecore.testing.transfer import Peer, TransferContract
 from edgecore.testing.trees import ODD_NAMES, content_of, planted_tree
 
-__all__ = ["grid", "gridftp", "gridftp_needed"]
+__all__ = ["grid", "gridftp", "gridftp_needed", "gridftp_second"]
 
 pytestmark = pytest.mark.slow
 
@@ -27,14 +27,17 @@ pytestmark = pytest.mark.slow
 class GridFtpPeer(Peer):
     """A directory behind a server that can be slow, silent, strict or gone."""
 
-    def __init__(self, place: Path, server: GridFtp, **settings: Any) -> None:
+    def __init__(self, place: Path, server: GridFtp, second: GridFtp, **settings: Any) -> None:
         place.mkdir()
-        self.place, self.server = place, server
+        self.place, self.server, self.second = place, server, second
         self.url = server.url + quote(str(place))
         self.settings: dict[str, Any] = {"options": ["-dcstack", server.stack], **settings}
         if server.grid is not None:
             self.settings |= {"proxy": str(server.proxy), "authorities": str(server.grid.authorities)}
         self.impatient = {"no_progress_s": 0.7}
+
+    def origin_of(self, name: str) -> str:
+        return self.second.url + quote(os.fsencode(self.place / name))
 
     def slow(self) -> AbstractContextManager[None]:
         return self.server.slow(10e6)
@@ -90,8 +93,8 @@ class TestGsiftp(TransferContract):
     )
 
     @pytest.fixture
-    def peer(self, tmp_path: Path, gridftp: GridFtp) -> Peer:
-        return GridFtpPeer(tmp_path / "far side", gridftp)
+    def peer(self, tmp_path: Path, gridftp: GridFtp, gridftp_second: GridFtp) -> Peer:
+        return GridFtpPeer(tmp_path / "far side", gridftp, gridftp_second)
 
     def test_names_of_all_kinds_survive_both_ways_at_once(
         self, peer: Peer, relay: TransferRelay, source: Path, tmp_path: Path

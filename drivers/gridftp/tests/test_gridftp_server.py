@@ -15,9 +15,10 @@ from urllib.parse import quote
 import pytest
 from edgecore_gridftp import GridFtpTransfer, work
 from edgecore_gridftp.client import Client, Load
+from edgecore_gridftp.control import Control
 from edgecore_gridftp.place import parse_url
 from testbed.grid import Grid
-from testbed.gridftp import GridFtp, grid, gridftp, gridftp_anonymous, gridftp_needed, running_gridftp
+from testbed.gridftp import GridFtp, grid, gridftp, gridftp_anonymous, gridftp_needed, gridftp_second
 
 from edgecore.carrying import Tally
 from edgecore.errors import TransferInterrupted, TransferRefused
@@ -25,9 +26,10 @@ from edgecore.models import Level, SiteContext, TransferReport, TransferUpdate
 from edgecore.processes import process_stat
 from edgecore.selection import EVERYTHING
 from edgecore.testing.checks import CheckedProgress
+from edgecore.testing.disks import small_disk
 from edgecore.testing.trees import content_of, planted_tree, random_bytes
 
-__all__ = ["grid", "gridftp", "gridftp_anonymous", "gridftp_needed"]
+__all__ = ["grid", "gridftp", "gridftp_anonymous", "gridftp_needed", "gridftp_second"]
 
 pytestmark = pytest.mark.slow
 
@@ -281,28 +283,106 @@ def test_a_long_file_goes_by_parallel_streams_both_ways(
 # ------------------------------------------------------------------------ server to server
 
 
-@pytest.fixture
-def second(grid: Grid, tmp_path: Path) -> Iterator[GridFtp]:
-    """Another server of the same grid."""
-    with running_gridftp(tmp_path / "second server", grid) as server:
-        yield server
-
-
 def test_a_tree_goes_from_server_to_server_checked_and_once(
-    opened: Open, gridftp: GridFtp, second: GridFtp, source: Path, tmp_path: Path
+    opened: Open, gridftp: GridFtp, gridftp_second: GridFtp, source: Path, tmp_path: Path
 ) -> None:
-    (second.directory / "map").write_text((gridftp.directory / "map").read_text())
     driver = opened()
-    there, here = gridftp.url + quote(str(source)), second.url + quote(str(tmp_path / "a" / "copy"))
+    there, here = gridftp.url + quote(str(source)), gridftp_second.url + quote(str(tmp_path / "a" / "copy"))
 
-    first = driver.between(there, here, CheckedProgress())
-    again = driver.between(there, here, CheckedProgress())
-    alone = driver.between(f"{there}/a", second.url + quote(str(tmp_path / "alone")), CheckedProgress())
+    first = driver.copy(source=there, target=here, progress=CheckedProgress())
+    again = driver.copy(source=there, target=here, progress=CheckedProgress())
+    alone = driver.copy(
+        source=f"{there}/a",
+        target=gridftp_second.url + quote(str(tmp_path / "alone")),
+        progress=CheckedProgress(),
+    )
 
     assert (4, 0, "sha256") == (first.files, first.skipped_files, first.verified)
     assert 4 == again.skipped_files
     assert content_of(source, times=False) == content_of(tmp_path / "a" / "copy", times=False)
     assert (1, ["a"]) == (alone.files, os.listdir(tmp_path / "alone"))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "verified"), [("CKSM MD5:1;ADLER32:2", "md5"), ("CKSM CRC32:1", "size"), ("SIZE", "size")]
+)
+def test_two_servers_are_compared_by_what_both_compute(
+    theirs: str,
+    verified: str,
+    opened: Open,
+    gridftp: GridFtp,
+    gridftp_second: GridFtp,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Storage systems compute one or two kinds of checksum, and seldom the one that another prefers."""
+    told = Control.connect
+
+    def connect(control: Control) -> Control:
+        told(control)
+        if control.name.endswith(f":{gridftp_second.port}"):
+            word, _, rest = theirs.partition(" ")
+            del control.features["CKSM"]
+            control.features[word] = rest
+        return control
+
+    monkeypatch.setattr(Control, "connect", connect)
+    urls = [
+        server.url + quote(str(place))
+        for server, place in ((gridftp, source), (gridftp_second, tmp_path / "a"))
+    ]
+
+    report = opened().copy(source=urls[0], target=urls[1], progress=CheckedProgress())
+
+    assert (4, verified) == (report.files, report.verified)
+    assert content_of(source, times=False) == content_of(tmp_path / "a", times=False)
+
+
+@pytest.mark.parametrize("who", ["source", "target"])
+def test_a_server_that_is_killed_while_another_one_speaks_to_it_interrupts_and_the_next_call_goes_on(
+    who: str, opened: Open, gridftp: GridFtp, gridftp_second: GridFtp, tmp_path: Path
+) -> None:
+    (tmp_path / "from").mkdir()
+    for number in range(3):
+        (tmp_path / "from" / f"{number}").write_bytes(random_bytes(_LONG_BYTES, number))
+    victim, other = (gridftp_second, gridftp) if who == "source" else (gridftp, gridftp_second)
+    server_of = {who: victim, ("target" if who == "source" else "source"): other}
+    driver, killed = opened(no_progress_s=20.0), list[bool]()
+    there = server_of["source"].url + quote(str(tmp_path / "from"))
+    here = server_of["target"].url + quote(str(tmp_path / "to"))
+
+    def kill(update: TransferUpdate) -> None:
+        if update.size_bytes and not killed:
+            victim.kill()
+            killed.append(True)
+
+    with victim.slow(10e6), pytest.raises(TransferInterrupted):
+        driver.copy(source=there, target=here, progress=kill)
+    victim.start()
+    report = driver.copy(source=there, target=here, progress=_ignored)
+
+    assert 3 == report.files
+    assert content_of(tmp_path / "from", times=False) == content_of(tmp_path / "to", times=False)
+
+
+def test_a_full_disk_of_the_target_interrupts_a_copy_and_the_next_call_ends_it(
+    opened: Open, gridftp: GridFtp, gridftp_second: GridFtp, tmp_path: Path
+) -> None:
+    for name in ("from", "to"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "from" / "long").write_bytes(random_bytes(_LONG_BYTES))
+    driver = opened()
+    there, here = (
+        gridftp.url + quote(str(tmp_path / "from")),
+        gridftp_second.url + quote(str(tmp_path / "to")),
+    )
+
+    with small_disk(tmp_path / "to"), pytest.raises(TransferInterrupted):  # in the words of either server
+        driver.copy(source=there, target=here, progress=_ignored)
+    driver.copy(source=there, target=here, progress=_ignored)
+
+    assert content_of(tmp_path / "from", times=False) == content_of(tmp_path / "to", times=False)
 
 
 def test_what_cannot_go_from_server_to_server_is_refused(
@@ -315,9 +395,10 @@ def test_what_cannot_go_from_server_to_server_is_refused(
         (gridftp.url + quote(str(source)), "link is a link"),
         (gridftp.url + "/nowhere/at/all", "No such file"),
         (gridftp_anonymous.url + quote(str(source)), "schemes differ"),
+        (gridftp.url + quote(str(tmp_path)), "lies inside"),
     ):
         with pytest.raises(TransferRefused, match=words):
-            driver.between(there, here, _ignored)
+            driver.copy(source=there, target=here, progress=_ignored)
     assert not (tmp_path / "copy").exists()
 
 

@@ -201,6 +201,29 @@ def test_every_byte_of_a_path_is_escaped_for_the_client() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("other", "held"),
+    [
+        ("gsiftp://Host:2811/a/b", True),
+        ("gsiftp://host/a/b/c", True),
+        ("gsiftp://host/a/bc", False),
+        ("gsiftp://host/a", False),
+        ("gsiftp://host:2812/a/b", False),
+        ("ftp://host:2811/a/b", False),
+    ],
+)
+def test_a_place_holds_what_is_below_it_on_the_same_server(other: str, held: bool) -> None:
+    assert held == parse_url("gsiftp://host/a/b").holds(parse_url(other))
+    assert parse_url("gsiftp://host/").holds(parse_url("gsiftp://host/x"))
+
+
+def test_one_server_at_both_ends_is_written_in_two_ways() -> None:
+    here = parse_url("gsiftp://dtn.org/x")
+
+    assert "gsiftp://DTN.ORG:2811/y" == parse_url("gsiftp://dtn.org/y").beside(here).url_of(b"/y")
+    assert "gsiftp://other.org:2811/y" == parse_url("gsiftp://other.org/y").beside(here).url_of(b"/y")
+
+
 # --------------------------------------------------------------------------------- the client
 
 
