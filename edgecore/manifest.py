@@ -51,13 +51,14 @@ class Stocktaking:
 
     def unmatched(self, patterns: Sequence[str]) -> list[str]:
         """Return those *patterns* that no file and no link fits."""
-        left = list(patterns)
+        left = dict.fromkeys(patterns)
         for directory in self.plan.directories:
-            for one in directory.entries if left else ():
+            spots = {each: spot for each in left if (spot := Selection((each,)).within(directory.parts))}
+            for one in directory.entries if spots else ():
                 self.check()
-                path = (*directory.parts, one.name)
-                left = [each for each in left if not Selection((each,)).takes(path)]
-        return left
+                for each in [each for each, spot in spots.items() if spot.takes(one.name)]:
+                    del spots[each], left[each]
+        return list(left)
 
     def write(self, file: Path, told: Mapping[str, str], *, compute: bool) -> str:
         """Write the manifest, durable and all at once; return its SHA-256 in hexadecimal.

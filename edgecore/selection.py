@@ -89,11 +89,16 @@ class Selection:
 
     def takes(self, path: Iterable[str]) -> bool:
         """Tell whether a file or link is chosen; *path* are the names on the way to it, its own at the end."""
-        spot: Spot | None = self.root
         *above, name = path
-        for each in above:
-            spot = spot.below(each) if spot is not None else None
+        spot = self.within(above)
         return spot is not None and spot.takes(name)
+
+    def within(self, parts: Iterable[str]) -> Spot | None:
+        """Return the spot of a directory, named by the names on the way to it; None where nothing in it can be chosen."""
+        spot: Spot | None = self.root
+        for each in parts:
+            spot = spot.below(each) if spot is not None else None
+        return spot
 
 
 EVERYTHING: Final = Selection()
