@@ -81,16 +81,16 @@ packages:
 		  .ci/install-package mariadb-server mariadb; } || \
 		echo "slurmdbd is missing (apt-get install slurmdbd slurm-wlm-mysql-plugin mariadb-server): Slurm's accounting is not tested"
 
-# The environment is made anew when pyproject.toml changes. A new pip reads dependency groups.
+# The environment is made anew when pyproject.toml changes. A new pip reads dependency groups; who made it by hand has an old one.
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit("edgecore needs Python 3.11 or later; this is " + sys.version.split()[0] + ". Set PYTHON=...") if sys.version_info < (3, 11) else 0'
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 		{ test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq python3-venv; } || \
 		{ echo "Python's venv module is missing: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --upgrade 'pip>=25.1'
 
 $(STAMP): pyproject.toml drivers/gridftp/pyproject.toml drivers/scp/pyproject.toml drivers/slurm/pyproject.toml examples/driver/pyproject.toml $(BIN)/pip
+	$(BIN)/python -m pip install -q 'pip>=25.1'
 	$(BIN)/python -m pip install -q -e '.[cli]' -e drivers/gridftp -e drivers/scp -e drivers/slurm -e examples/driver --group dev
 	@touch $@
 
