@@ -70,6 +70,7 @@ def test_a_number_and_its_text_are_one_job_id(edge: Edge) -> None:
     assert 1 == len(edge.site.jobs())
 
 
+@pytest.mark.slow
 def test_listeners_are_asked_only_about_jobs_that_there_are(edge: Edge) -> None:
     unknown: set[int] = set()
 

@@ -79,6 +79,7 @@ def test_a_job_that_is_retried_after_its_directory_was_set_aside_begins_anew(edg
     assert job_directory(edge.config.work_directory, job.id).is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("urls", "told"),
     [
