@@ -18,35 +18,26 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from attrs import Factory, define, evolve, field, frozen
 
-from edgecore.alarms import STORE, AlarmListener, Alarms, HostTrouble, Silence
+from edgecore.alarms import STORE, Alarms, HostTrouble, Silence
 from edgecore.backoff import Backoff
 from edgecore.clock import Clock
-from edgecore.errors import ActionStopped, EdgeError, SchedulerUnavailable, StoreError, Unavailable, Veto
+from edgecore.errors import ActionStopped, EdgeError, StoreError
 from edgecore.graph import WAITS, Failed, Graph, Outcome, Postponed, Step, Watch
 from edgecore.lanes import Lane
 from edgecore.logs import about
 from edgecore.loop import Loop
 from edgecore.models import Intent, Job, JobState
-from edgecore.states import SETTLED, is_legal
+from edgecore.moves import MISTAKE, Listener, Moves
+from edgecore.states import SETTLED
 from edgecore.store import Change, Store
-from edgecore.trouble import of_host
 
-__all__ = ["Engine", "Listener"]
+__all__ = ["Engine"]
 
 log = logging.getLogger(__name__)
-
-
-class Listener(AlarmListener, Protocol):
-    """What the engine tells of its changes; `edgecore.drivers.Listeners` is one."""
-
-    @property
-    def may_forbid(self) -> bool: ...
-    def job_changing(self, *, before: Job, after: Job) -> None: ...
-    def job_changed(self, *, job: Job) -> None: ...
 
 
 @frozen(eq=False)
@@ -61,9 +52,6 @@ _SOON_S: Final = 0.2
 _BEAT_S: Final = 20.0
 _ALL: Final = 1_000_000_000
 """More jobs than there can be: one look serves all that wait for one."""
-_HOST_TRIES: Final = 4
-"""What no job is to blame for is tried again as if for so-manieth time, ever again."""
-_MISTAKE: Final = "a mistake in edgecore, please report it"
 
 
 @define(eq=False)
@@ -86,6 +74,13 @@ class Engine:
     jobs: dict[int, Job] = field(init=False, factory=dict)
     """Every job in which something is left to do, as last committed."""
     alarms: Alarms = field(init=False, default=Factory(lambda self: Alarms(self.listeners), takes_self=True))
+    _moves: Moves = field(
+        init=False,
+        default=Factory(
+            lambda self: Moves(self.graph, self.listeners, self.alarms, self.clock, self.backoff),
+            takes_self=True,
+        ),
+    )
     _early: dict[int, Intent] = field(init=False, factory=dict)
     """What users want of jobs that are durable and come to us in a moment."""
     _busy: set[int] = field(init=False, factory=set)
@@ -128,16 +123,8 @@ class Engine:
         self._loop.put(lambda: self._add(taken))
 
     def begun(self, job: Job) -> Change:
-        """Return the change that makes a new job, and moves it on as far as there is nothing to do.
-
-        Who may forbid that is asked about jobs that there are, and this one may yet be found to be a repetition.
-        """
-        path = [job]
-        for moved in () if self.listeners.may_forbid else self._instant_path(job):
-            if not self._allowed(Change(path[-1], (moved,))):
-                break
-            path.append(moved)
-        return Change(None, tuple(path))
+        """Return the change that makes a new job, and moves it on as far as there is nothing to do."""
+        return self._moves.begun(job)
 
     def add_new(self, changes: Iterable[Change]) -> None:
         """Take jobs that became durable by such changes, and tell of them."""
@@ -194,7 +181,7 @@ class Engine:
 
         Answers job id -> the job as it is now; a job that is missing had moved on or was vetoed.
         """
-        allowed = [change for change in changes if self._allowed(change)]
+        allowed = [change for change in changes if self._moves.allowed(change)]
         written = self.store.apply(allowed).result()
         done = [change for change, ok in zip(allowed, written, strict=True) if ok]
         self._loop.put(lambda: self._committed(done))
@@ -221,7 +208,7 @@ class Engine:
 
     def _mistaken(self, error: Exception) -> None:
         """Alarm people of what must not end the service for all other jobs."""
-        self.alarms.raise_once("engine", f"{_MISTAKE}: {error!r}")
+        self.alarms.raise_once("engine", f"{MISTAKE}: {error!r}")
 
     def _drain(self, drain_s: float) -> None:
         deadline = self.clock.monotonic() + drain_s
@@ -333,7 +320,7 @@ class Engine:
         if 0 < wait_us <= 2e6 * self.backoff.longest_s:
             self._loop.after(wait_us / 1e6, lambda: self._dispatch([job.id]))
             return
-        if path := self._instant_path(job):
+        if path := self._moves.at_once(job):
             self._write([Change(job, path)])
             return
         step = self.graph.steps[job.state]
@@ -362,22 +349,6 @@ class Engine:
         for job_id in [job_id for job_id in self._kept_out if job_id not in self.jobs]:
             del self._kept_out[job_id]
         self._dispatch([job_id for job_id, why in self._kept_out.items() if why.startswith(reason)])
-
-    def _instant_path(self, job: Job) -> tuple[Job, ...]:
-        """Return what a job comes to, one state after the other, where there is nothing to do."""
-        path: tuple[Job, ...] = ()
-        while job.state not in SETTLED and (moved := self._instantly(job)) is not None:
-            path = (*path, moved)
-            job = moved
-        return path
-
-    def _instantly(self, job: Job) -> Job | None:
-        """Return the job moved on where there is nothing to do; where that cannot be told, leave it to the action."""
-        try:
-            return self.graph.steps[job.state].instant(job)
-        except Exception as error:
-            log.warning("job %d: %s: %s", job.id, job.state, error, extra=about(job))
-            return None
 
     def _look(self, job_ids: Iterable[int]) -> None:
         jobs = [self.jobs[job_id] for job_id in job_ids if job_id not in self._busy]
@@ -451,44 +422,18 @@ class Engine:
             outcome = outcomes.get(job.id)
             if outcome is None or isinstance(outcome, Failed):
                 met, outcome = error if outcome is None else outcome.error, None
-                if isinstance(step, Step) and job.state is task.job.state:
-                    outcome = self._outcome_of(met, step, job)
+                if isinstance(step, Step) and job.state is task.job.state and not self.unwanted(job.id):
+                    outcome = self._moves.unanswered(met, step, job)
             if outcome is None:
                 unchanged.append(job.id)
             else:
-                changes.append(self._postpone(job, outcome) if isinstance(outcome, Postponed) else outcome)
+                changes.append(
+                    self._moves.postponed(job, outcome) if isinstance(outcome, Postponed) else outcome
+                )
         self._busy.difference_update(unchanged)
         self._dispatch(unchanged)
         if changes:
             self._write(changes)
-
-    def _outcome_of(self, error: Exception | None, step: Step, job: Job) -> Change | Postponed | None:
-        """Tell what an action without an answer means for its job: try again, or give up."""
-        if self.unwanted(job.id):
-            return None
-        if error is None:
-            return Postponed("stopped on the way")
-        passing = isinstance(error, Unavailable | StoreError) or not isinstance(error, EdgeError)
-        reason = of_host(error) or str(error)
-        if not isinstance(error, EdgeError | OSError):
-            reason = f"internal error: {error!r}"
-        if not passing:
-            return self.graph.give_up(job, step.failed, reason)
-        if of_host(error) or isinstance(
-            error, SchedulerUnavailable | StoreError
-        ):  # not its fault: not counted
-            return Postponed(reason, self.clock.now() + round(self.backoff.after(_HOST_TRIES) * 1e6))
-        if job.failures + 1 >= self.backoff.tries:
-            return self.graph.give_up(job, step.failed, f"gave up after {job.failures + 1} tries: {reason}")
-        return Postponed(reason)
-
-    def _postpone(self, job: Job, outcome: Postponed) -> Change:
-        failures, due = job.failures, outcome.due
-        if due is None:
-            failures += 1
-            due = self.clock.now() + round(self.backoff.after(failures) * 1e6)
-        log.warning("job %d waits in %s: %s", job.id, job.state, outcome.reason, extra=about(job))
-        return Change(job, (evolve(job, failures=failures, due=due, message=outcome.reason),))
 
     def _change_outside(self, job: Job, make: Callable[[Job], Change | None], done: Future[None]) -> None:
         if job.id in self._busy:
@@ -510,7 +455,7 @@ class Engine:
         allowed = []
         for change in changes:
             self._busy.add(change.after.id)
-            if self._allowed(change):
+            if self._moves.allowed(change):
                 allowed.append(change)
             else:
                 self._again_later(change.after.id)
@@ -521,22 +466,6 @@ class Engine:
         future = self.store.apply(changes)
         future.add_done_callback(lambda done: self._loop.put(lambda: self._written(changes, done)))
         return future
-
-    def _allowed(self, change: Change) -> bool:
-        before = change.before
-        assert before is not None, "new jobs come from the intake"
-        for after in change.path:
-            if after.state is not before.state and not is_legal(before.state, after.state):
-                mistake = f"{_MISTAKE}: no way from {before.state} to {after.state}"
-                self.alarms.raise_once(f"job {after.id}", mistake)
-                return False
-            try:
-                self.listeners.job_changing(before=before, after=after)
-            except Veto as veto:
-                log.warning("job %d stays %s: %s", after.id, before.state, veto, extra=about(before))
-                return False
-            before = after
-        return True
 
     def _written(self, changes: Sequence[Change], future: Future[list[bool]]) -> None:
         self._writes -= 1
