@@ -109,10 +109,14 @@ class Teller:
             (self.directory / _FILE).unlink(missing_ok=True)
 
     def _write(self, last: TransferUpdate) -> None:
+        now = self.clock.now()
+        self._began = min(
+            self._began, now
+        )  # the clock was set back: a beginning still to come is not believed
         told = Progress(
             direction=self.direction,
             began=self._began,
-            told=self.clock.now(),
+            told=now,
             files=last.files,
             size_bytes=last.size_bytes,
             total_bytes=last.total_bytes,

@@ -34,12 +34,13 @@ class Hands(Clock):
     """A clock whose hands a test moves."""
 
     at: float = 1000.0
+    set_back_s: float = 0.0
 
     def monotonic(self) -> float:
         return self.at
 
     def now(self) -> int:
-        return round(self.at * 1e6)
+        return round((self.at - self.set_back_s) * 1e6)
 
 
 def update(size_bytes: int, total_bytes: int | None = 1000) -> TransferUpdate:
@@ -94,6 +95,20 @@ def test_it_is_written_at_most_every_second_and_gone_at_the_end(
     teller.close()
     assert [] == os.listdir(directory)
     teller.close()
+
+
+def test_a_transfer_is_seen_also_after_the_clock_was_set_back(
+    place: Place, job: Job, directory: Path
+) -> None:
+    clock = Hands(at=100_000)
+    teller = Teller(directory, "in", clock)
+    clock.set_back_s = 7200
+    for step in range(3):
+        clock.at += 1
+        teller.tell(update(100 * step))
+    found = progress_of(place.config.work_directory, job, clock.now())
+    assert found is not None
+    assert (clock.now(), 100.0) == (found.began + 2_000_000, found.rate)
 
 
 def test_rate_and_remaining_time_are_those_of_the_last_seconds(
