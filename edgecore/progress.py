@@ -112,3 +112,53 @@ class Teller:
         now = self.clock.now()
         # After the clock was set back, readers would not believe a beginning that is still to come.
         self._began = min(self._began, now)
+        told = Progress(
+            direction=self.direction,
+            began=self._began,
+            told=now,
+            files=last.files,
+            size_bytes=last.size_bytes,
+            total_bytes=last.total_bytes,
+            rate=self._rate(),
+        )
+        new = self.directory / f"{_FILE}.new"
+        with new_file(new) as opened:
+            opened.write(serial.to_json(told).encode())
+        new.replace(self.directory / _FILE)
+
+    def _rate(self) -> float | None:
+        (begin_s, begin), (end_s, end) = self._seen[0], self._seen[-1]
+        return max(0, end - begin) / (end_s - begin_s) if end_s > begin_s else None
+
+
+def progress_of(work: Path, job: Job, now: int) -> Progress | None:
+    """Return how far the transfer of a job is; None where none is under way, as far as can be seen.
+
+    *now* is the time in microseconds UTC. A job that has nothing to be staged costs no look at the disk.
+    """
+    definition = job.definition
+    direction = "in" if job.state is JobState.CREATED else "out"
+    url = definition.input_url if direction == "in" else definition.output_url
+    if job.state not in MOVING or url is None:
+        return None
+    try:
+        file = batch.job_directory(work, job.id) / _FILE
+        opened = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            document = json.loads(os.read(opened, _LIMIT_BYTES))
+        finally:
+            os.close(opened)
+        found = serial.structure(Progress, document, source=str(file))
+    except (OSError, ValueError, RecursionError, EdgeError):
+        return None
+    fits = found.direction == direction and 0 <= found.began <= now + _OLD_US
+    return found if fits and abs(now - found.told) < _OLD_US else None
+
+
+def sized(number: float) -> str:
+    """Write a number of bytes for people: ``7 bytes``, ``1.2 GB``."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
