@@ -156,11 +156,15 @@ class Fetching:
 
     def _fill(self, parts: list[_Part]) -> None:
         """Read what is missing of every file into its temporary file."""
-        self.trip.tally.current = parts[0].piece.shown
+        first = parts[0]
+        self.trip.tally.current = first.piece.shown
+        long = len(parts) == 1 and self.trip.bulk_for(first.piece, first.piece.remote) is not None
+        unknown = [part.piece for part in parts if not part.piece.digest]
+        if unknown and self.trip.checked and not long:  # such as of a long file of which little is missing
+            self._ask_digests(unknown)
         with self.trip.session() as session:
             self._open_there(session, parts)
-            first = parts[0]
-            if len(parts) == 1 and self.trip.bulk_for(first.piece, first.piece.remote):
+            if long:
                 self._read_long(first)
             else:
                 gaps = [(part, part.piece.start, part.file.size_bytes) for part in parts]

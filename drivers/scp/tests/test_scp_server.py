@@ -177,6 +177,22 @@ def test_a_partial_file_is_continued_where_it_is_right_and_written_anew_where_it
         assert proxy.passed_bytes - before < size - have + 4 * MEBIBYTE
 
 
+@pytest.mark.parametrize("left", [2 * MEBIBYTE, MEBIBYTE // 2, 0], ids=["OpenSSH", "alone", "nothing"])
+@pytest.mark.parametrize("way", ["fetch", "deliver"])
+def test_a_partial_file_that_is_wrong_before_its_end_is_found_however_little_is_missing(
+    way: str, left: int, opened: Opener, proxy: Proxy, tmp_path: Path
+) -> None:
+    """As a disk may leave it that lost its power."""
+    content = random_bytes(4 * MEBIBYTE)
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    (source / "file").write_bytes(content)
+    (target / part_name("file")).write_bytes((bytes(4096) + content[4096:])[: len(content) - left])
+    report = carry(opened(openssh_from_mb=1), way, source, target, proxy)
+    assert ("sha256", content) == (report.verified, (target / "file").read_bytes())
+
+
 def test_a_partial_file_that_nobody_may_write_is_replaced(
     opened: Opener, proxy: Proxy, tmp_path: Path
 ) -> None:
