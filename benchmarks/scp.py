@@ -4,30 +4,27 @@ All of them talk to one private sshd on loopback, with the same key, and each wi
 default; the driver prefers one that processors compute by themselves, and ``sftp gcm`` shows what that alone is worth.
 The driver also syncs what it writes and, unless only sizes are asked for, has both sides compute SHA-256: what that costs is shown.
 Without OpenSSH it is held against paramiko at its best: AES-GCM, its own window (a larger one makes it slower), several files at once.
-Rounds are interleaved and their order turns. A ratio is the other's time divided by ours: 1 means as fast, more
-means faster. Client and server share the processors of one machine, which no real transfer does.
+``sftp://`` is measured apart from ``scp://``, though they are one driver. A ratio is the other's time divided by ours: 1 means
+as fast, more means faster. Client and server share the processors of one machine, which no real transfer does.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
 import paramiko
-from attrs import frozen
 from edgecore_scp import ScpTransfer
 
+from benchmarks.transfers import Case, Claim, Way, chosen_cases, measure, show, transfer_arguments
 from edgecore.models import SiteContext
 from edgecore.selection import EVERYTHING
 
@@ -37,46 +34,32 @@ from testbed.sshd import Sshd, missing_openssh, running_sshd
 
 __all__ = ["main"]
 
-_MEBIBYTE: Final = 1024 * 1024
 _GCM: Final = "aes128-gcm@openssh.com"
-_TARGET: Final = 0.9
-_OURS: Final = ("edgecore", "edgecore, sizes only", "edgecore, no OpenSSH")
+_CHECKED: Final = "scp://"
+_SIZES: Final = "scp:// sizes only"
+_SFTP: Final = "sftp:// sizes only"
+_ALONE: Final = "scp:// sizes only, no OpenSSH"
+_OURS: Final = (_CHECKED, _SIZES, _SFTP, _ALONE)
 _PARAMIKO: Final = "paramiko gcm"
 _CHANNELS: Final = 4
 
-Way = Callable[[Path, Path], None]
-
-
-@frozen
-class _Case:
-    name: str
-    files: int
-    size_bytes: int
-
 
 def main(arguments: Sequence[str] | None = None) -> bool:
-    """Run the cases and print the table; tell whether the target was met."""
-    parser = argparse.ArgumentParser(description="Measure transfers over SSH beside scp, sftp and rsync.")
-    parser.add_argument("--quick", action="store_true", help="smaller files, three rounds")
-    parser.add_argument("--rounds", type=int, help="how many interleaved rounds (default: 5)")
-    parser.add_argument("--directory", type=Path, default=Path.cwd(), help="where to copy (default: here)")
-    chosen = parser.parse_args(arguments)
+    """Run the cases and print the tables; tell whether the target was met."""
+    chosen = transfer_arguments("Measure transfers over SSH beside scp, sftp and rsync.", arguments)
     if words := missing_openssh():
         print(words)
         return True
-    big = (128 if chosen.quick else 1024) * _MEBIBYTE
-    many = 200 if chosen.quick else 1000
-    cases = [_Case(f"1 x {big // _MEBIBYTE} MiB", 1, big), _Case(f"{many:,} x 100 kB", many, 100_000)]
-    print(f"{'what':18} {'how':22} {'seconds':>24} {'MB/s':>7} {'its time / ours':>18}")
     met = True
     with (
-        tempfile.TemporaryDirectory(dir=chosen.directory, prefix="scp-") as place,
-        running_sshd(_made(Path(place) / "sshd")) as server,
+        tempfile.TemporaryDirectory(dir=chosen.directory, prefix="scp-") as name,
+        running_sshd(_made(Path(name) / "sshd")) as server,
     ):
-        for case in cases:
+        place = Path(name)
+        (place / "known_hosts").write_text(server.known_as(server.port))
+        for case in chosen_cases(chosen):
             for direction in ("put", "get"):
-                rounds = chosen.rounds or (3 if chosen.quick else 5)
-                met &= _measure(case, direction, Path(place), server, rounds)
+                met &= _compare(case, direction, place, server, chosen.rounds)
     return met
 
 
@@ -85,52 +68,12 @@ def _made(directory: Path) -> Path:
     return directory
 
 
-def _measure(case: _Case, direction: str, place: Path, server: Sshd, rounds: int) -> bool:
-    source = _made(place / "source")
-    for number in range(case.files):
-        with (source / f"file{number}").open("wb") as file:
-            for start in range(0, case.size_bytes, _MEBIBYTE):
-                file.write(os.urandom(min(_MEBIBYTE, case.size_bytes - start)))
-    (place / "known_hosts").write_text(server.known_as(server.port))
-    times: dict[str, list[float]] = {}
+def _compare(case: Case, direction: str, place: Path, server: Sshd, rounds: int) -> bool:
     with _ways(direction, place, server) as ways:
-        for number in range(-1, rounds):  # the first warms up
-            names = list(ways)
-            turn = number % len(names)
-            for name in names[turn:] + names[:turn]:
-                target = place / "target"
-                os.sync()
-                begun = time.perf_counter()
-                ways[name](source, target)
-                if number >= 0:
-                    times.setdefault(name, []).append(time.perf_counter() - begun)
-                assert case.files == sum(1 for path in target.rglob("file*") if path.is_file()), name
-                shutil.rmtree(target)
-    shutil.rmtree(source)
-    return _show(case, direction, times)
-
-
-def _show(case: _Case, direction: str, times: Mapping[str, Sequence[float]]) -> bool:
-    medians = {name: statistics.median(found) for name, found in times.items()}
-    best = min(median for name, median in medians.items() if name not in (*_OURS, _PARAMIKO))
-    for name, found in times.items():
-        median = medians[name]
-        rate = case.files * case.size_bytes / 1e6 / median
-        ratios = [f"{median / medians[one]:.2f}" for one in _OURS] if name not in _OURS else []
-        seconds = f"{median:.2f} ({min(found):.2f} to {max(found):.2f})"
-        print(f"{direction} {case.name:14} {name:22} {seconds:>24} {rate:7.0f} {' | '.join(ratios):>18}")
-    met = True
-    for ours, other, bare in ((_OURS[1], "the best", best), (_OURS[2], _PARAMIKO, medians[_PARAMIKO])):
-        ratio = bare / medians[ours]
-        met &= ratio >= _TARGET
-        verdict = "met" if ratio >= _TARGET else "MISSED"
-        print(f"{direction} {case.name:14} {ours} beside {other}: {ratio:.2f}, target {_TARGET}: {verdict}")
-    cost = medians[_OURS[0]] / medians[_OURS[1]]
-    print(
-        f"{direction} {case.name:14} checksums on both sides take {cost:.2f} times the time without",
-        flush=True,
-    )
-    return met
+        found = measure(case, direction, place, ways, _OURS, rounds)
+        tools = [name for name in ways if name not in (*_OURS, _PARAMIKO)]
+    claims = [Claim(_SIZES, tools), Claim(_SFTP, tools), Claim(_ALONE, [_PARAMIKO])]
+    return show(case, direction, found, _OURS, claims)
 
 
 @contextmanager
@@ -165,14 +108,16 @@ def _ways(direction: str, place: Path, server: Sshd) -> Iterator[Mapping[str, Wa
     if shutil.which("rsync"):
         ways["rsync"] = rsync
     ways[_PARAMIKO] = lambda source, target: _paramiko(server, direction, source, target)
-    drivers = {
-        _OURS[0]: _driver(place, server),
-        _OURS[1]: _driver(place, server, checksums=False),
-        _OURS[2]: _driver(place, server, checksums=False, openssh=False),
-    }
-    for name, driver in drivers.items():
-        ways[name] = _way(driver, direction, f"scp://{host}:{port}")
-    with closing(drivers[_OURS[0]]), closing(drivers[_OURS[1]]), closing(drivers[_OURS[2]]):
+    checked, sizes = _driver(place, server), _driver(place, server, checksums=False)
+    alone = _driver(place, server, checksums=False, openssh=False)
+    for name, driver, scheme in (
+        (_CHECKED, checked, "scp"),
+        (_SIZES, sizes, "scp"),
+        (_SFTP, sizes, "sftp"),
+        (_ALONE, alone, "scp"),
+    ):
+        ways[name] = _way(driver, direction, f"{scheme}://{host}:{port}")
+    with closing(checked), closing(sizes), closing(alone):
         yield ways
 
 
