@@ -53,6 +53,8 @@ def failed(step: JobState, message: str, **more: Any) -> Job:
         (failed(S.STAGE_IN_FAILED, "cannot read /d: Permission denied"), "permission", "operator"),
         (failed(S.STAGE_IN_FAILED, "staging in 2.0 GB; this site allows 1.0 GB (max_transfer_bytes)"), "too-large", "submitter"),
         (failed(S.STAGE_IN_FAILED, "file:///e is not below a prefix that this site allows (none)"), "url-not-allowed", "operator"),
+        (failed(S.STAGE_IN_FAILED, "Host key verification failed: the host key of dtn has changed"), "not-logged-in", "operator"),
+        (failed(S.STAGE_OUT_FAILED, "me@dtn:22: Permission denied (publickey): none of our keys"), "not-logged-in", "operator"),
         (failed(S.STAGE_IN_FAILED, "gave up after 10 tries: the server broke off"), "storage-away", "nobody"),
         (failed(S.STAGE_IN_FAILED, "gave up after 10 tries: cannot write x: No space left on device"), "disk-full", "operator"),
         (failed(S.STAGE_IN_FAILED, "the link a leads in circles"), "input-refused", "submitter"),

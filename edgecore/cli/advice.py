@@ -134,6 +134,11 @@ def _of_transfers(step: JobState, what: str, key: str) -> Iterator[Failure]:
         todo=f"Look at [[transfer]] in the site's file. {_LATER}",
     )  # fmt: skip
     yield Failure(
+        kind="not-logged-in", step=step, words=r"host key|to log in|passphrase|\(publickey", who=_OPERATOR,
+        means="The host's key, or this site's own, is not the one that was agreed on.",
+        todo=f"Do what the reason says, and try it with edgecore doctor. {_LATER}",
+    )  # fmt: skip
+    yield Failure(
         kind="permission", step=step, words="permission denied|not permitted|access denied|authenticat|credential",
         who=_OPERATOR,
         means=f"The service may not {'read' if comes else 'write'} there.",
