@@ -28,6 +28,7 @@ from edgecore.errors import ActionStopped, EdgeError
 __all__ = ["CommandNotFound", "CommandResult", "run"]
 
 _OUTPUT_LIMIT_BYTES: Final = 256 * 1024 * 1024
+_END_BYTES: Final = 1024
 _SAID_BYTES: Final = 65_536
 """Of so much a complaint is made."""
 _FLOODED: Final = b"it wrote more than 256 MiB, which nobody reads\n"
@@ -82,15 +83,22 @@ def run(
     stdin: bytes = b"",
     unwanted: Callable[[], bool] = lambda: False,
     ending_s: float = 0.0,
+    told: Callable[[bytes], None] | None = None,
 ) -> CommandResult:
     """Run a command to its end or its time limit; the environment is built, never inherited.
 
     Raises CommandNotFound, and ActionStopped once *unwanted*, which is asked now and then, says so; the
     command is killed then. Before a command is killed it is asked to end, by SIGTERM, where it is given
     *ending_s* seconds for that. A non-zero exit code is an answer, not an error; one that writes more than 256 MiB is
-    killed, or counts as if it had been.
+    killed, or counts as if it had been. *told* hears the end of what it has said so far, whenever *unwanted* is asked.
     """
     begun = time.monotonic()
+
+    def ask() -> bool:
+        if told is not None:
+            told(_end_of(out))
+        return unwanted()
+
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, _stdin(stdin) as given:
         process = _start(arguments, environment, directory, given, out, err)
 
@@ -98,7 +106,7 @@ def run(
             return max(os.fstat(each.fileno()).st_size for each in (out, err)) > _OUTPUT_LIMIT_BYTES
 
         try:
-            exit_code = _wait(process, timeout_s, unwanted, floods)
+            exit_code = _wait(process, timeout_s, ask, floods)
         finally:
             if process.returncode is None:
                 _kill_group(process, ending_s)
@@ -202,6 +210,10 @@ def _stdin(content: bytes) -> Iterator[IO[bytes] | int]:
 def _content(file: IO[bytes]) -> bytes:
     size = min(os.fstat(file.fileno()).st_size, _OUTPUT_LIMIT_BYTES)  # what is asked for is made room for
     return os.pread(file.fileno(), size, 0) if size else b""
+
+
+def _end_of(file: IO[bytes]) -> bytes:
+    return os.pread(file.fileno(), _END_BYTES, max(os.fstat(file.fileno()).st_size - _END_BYTES, 0))
 
 
 def _kill_group(process: subprocess.Popen[bytes], ending_s: float) -> None:

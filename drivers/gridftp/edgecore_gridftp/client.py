@@ -19,7 +19,7 @@ from attrs import define, field, frozen
 from edgecore.carrying import Tally
 from edgecore.commands import CommandNotFound, run
 from edgecore.errors import ActionStopped, TransferInterrupted
-from edgecore_gridftp.text import MISSING, complaint, copy_command, pair_list, trouble
+from edgecore_gridftp.text import MISSING, complaint, copy_command, last_marker, pair_list, trouble
 
 __all__ = ["PROGRAM", "Client", "Load", "goes_alone", "local_url"]
 
@@ -44,6 +44,8 @@ class Load:
     """Keep data connections for the next file (MODE E). Who receives listens then, which may be us."""
     parallel: int = 1
     offset: int = 0
+    carried: Callable[[int], None] | None = None
+    """Hears how many bytes of the one file were carried, by the servers' performance markers: every few seconds."""
     subjects: tuple[str, str] = ("", "")
     """The names that the servers' certificates must have, from and to; empty: those of their hosts."""
 
@@ -81,6 +83,7 @@ class Client:
             self.program,
             credential=self.credential,
             fast=load.fast,
+            markers=load.carried is not None,
             parallel=load.parallel,
             offset=load.offset,
             source_subject=load.subjects[0],
@@ -90,13 +93,17 @@ class Client:
         listed = [pair for pair in load.pairs if not goes_alone(pair)]
         with self._turn(tally):
             if listed:
-                self._run([*command, "-f", "/dev/stdin"], pair_list(listed), load.asked, tally, watch)
+                self._run([*command, "-f", "/dev/stdin"], pair_list(listed), load, tally, watch)
             for pair in filter(goes_alone, load.pairs):
-                self._run([*command, *pair], b"", load.asked, tally, watch)
+                self._run([*command, *pair], b"", load, tally, watch)
 
     def _run(
-        self, command: Sequence[str], stdin: bytes, asked: str, tally: Tally, watch: Callable[[], None]
+        self, command: Sequence[str], stdin: bytes, load: Load, tally: Tally, watch: Callable[[], None]
     ) -> None:
+        def told(said: bytes) -> None:
+            if load.carried is not None:
+                load.carried(last_marker(said))
+
         def unwanted() -> bool:
             watch()
             return tally.halted
@@ -108,15 +115,17 @@ class Client:
                 environment=self.environment,
                 stdin=stdin,
                 unwanted=unwanted,
+                told=told,
             )
         except ActionStopped:
             tally.check()  # raises: nobody else stops it
             raise
         except CommandNotFound as error:
-            raise TransferInterrupted(f"cannot {asked}: {error}; {INSTALL}") from error
+            raise TransferInterrupted(f"cannot {load.asked}: {error}; {INSTALL}") from error
         if result.exit_code != 0:
-            said = complaint(result.errors) or complaint(result.output) or f"exit code {result.exit_code}"
-            raise trouble(asked, f"{PROGRAM}: {said}", transient=MISSING)
+            besides = b"" if load.carried else result.output  # markers are no complaint
+            said = complaint(result.errors) or complaint(besides) or f"exit code {result.exit_code}"
+            raise trouble(load.asked, f"{PROGRAM}: {said}", transient=MISSING)
 
     @contextmanager
     def _turn(self, tally: Tally) -> Iterator[None]:

@@ -251,6 +251,8 @@ class _Writing:
             fast=True,
             parallel=self.trip.parallel(first),
             offset=first.start if first.alone else 0,
+            # How long a part is tells more, and sooner; but some servers show a file only when it is complete.
+            carried=(lambda count: self.trip.moved(first, first.start + count)) if first.alone else None,
             subjects=(self.subject, self.trip.subject),
         )
 

@@ -24,6 +24,7 @@ __all__ = [
     "copy_command",
     "fact_time",
     "is_missing",
+    "last_marker",
     "pair_list",
     "parse_entry",
     "trouble",
@@ -88,6 +89,7 @@ _PERMANENT: Final = (
 )
 """What stays as it is until somebody changes something."""
 
+_MARKER: Final = re.compile(rb"(\d+) bytes +[\d.]+ MB/sec avg")
 _MISSING: Final = re.compile(r"No such file or directory|PATH_NOT_FOUND")
 MISSING: Final = frozenset({"missing"})
 """For `trouble`: what is missing now had been there, and may come back."""
@@ -217,6 +219,7 @@ def copy_command(
     *,
     credential: str = "",
     fast: bool,
+    markers: bool = False,
     parallel: int = 1,
     offset: int = 0,
     source_subject: str = "",
@@ -224,7 +227,7 @@ def copy_command(
     options: Sequence[str] = (),
 ) -> list[str]:
     """Return the command without its URLs; see ``globus-url-copy -help``."""
-    command = [program, "-q"]
+    command = [program, "-vb" if markers else "-q"]
     if credential:
         command += ["-cred", credential]
     if fast:
@@ -238,6 +241,12 @@ def copy_command(
     if target_subject:
         command += ["-ds", target_subject]
     return [*command, *options]
+
+
+def last_marker(said: bytes) -> int:
+    """Return how many bytes of the present file were carried, as the client last said (``-vb``); 0 where it did not yet."""
+    found = _MARKER.findall(said)
+    return int(found[-1]) if found else 0
 
 
 def pair_list(pairs: Iterable[tuple[str, str]]) -> bytes:

@@ -11,6 +11,7 @@ from edgecore_gridftp.text import (
     complaint,
     copy_command,
     fact_time,
+    last_marker,
     pair_list,
     parse_entry,
     trouble,
@@ -229,6 +230,7 @@ def test_one_server_at_both_ends_is_written_in_two_ways() -> None:
 
 def test_the_client_s_command_says_all_that_differs_from_its_defaults() -> None:
     assert ["guc", "-q"] == copy_command("guc", fast=False)
+    assert ["guc", "-vb"] == copy_command("guc", fast=False, markers=True)
     assert [
         *(
             "guc",
@@ -257,6 +259,17 @@ def test_the_client_s_command_says_all_that_differs_from_its_defaults() -> None:
         target_subject="/CN=b",
         options=("-tcp-bs", "1"),
     )
+
+
+def test_the_last_marker_says_how_much_was_carried() -> None:
+    """As globus-url-copy 10.12 wrote them."""
+    first = "     41156608 bytes         7.55 MB/sec avg         7.55 MB/sec inst\r"
+    said = f"Source: file:///src/\nDest:   gsiftp://h/9 bytes/\n  src  ->  d\n\n{first}"
+
+    assert 0 == last_marker(b"Source: file:///src/\n")
+    assert 41_156_608 == last_marker(said.encode())
+    later = first.replace("41156608", "62914560")
+    assert 62_914_560 == last_marker(f"{said}{later}\n     7291".encode())
 
 
 def test_pairs_of_urls_stand_on_lines() -> None:
