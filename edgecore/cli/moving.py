@@ -47,6 +47,10 @@ def progress_words(progress: Progress) -> str:
     words = [sized(progress.size_bytes), f"{progress.files:,} files"]
     if progress.fraction is not None and progress.total_bytes is not None:
         words[0] = f"{progress.fraction * 100:.0f} % of {sized(progress.total_bytes)}"
+    if progress.fraction == 1:
+        return ", ".join(
+            [*words, "being checked"]
+        )  # nothing moves any more, which says nothing of how long that takes
     if progress.rate is not None:
         words.append(f"{sized(progress.rate)}/s")
     if progress.remaining_s is not None:
