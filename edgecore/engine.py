@@ -1,10 +1,10 @@
 """Move jobs along a graph of states: run each step's action when it is due, and write what came of it.
 
-The engine owns threads, clock and wake-ups and does no work of its own: what a state means is in
-the `Graph` that it is given, what happens is in the graph's actions. It is event driven: a new
-job, a finished action, a due retry or a due look wakes it; nothing waits for a fixed cycle. At
-most one action works on a job at a time. Every action may be run again, so that the answer to
-any crash is to load the jobs and go on.
+The engine owns clock and wake-ups and does no work of its own: what a state means is in the `Graph`
+that it is given, what happens is in the graph's actions, which a `Crew` does on its threads, and
+what may become of one job is for `Moves` to say. It is event driven: a new job, a finished action, a
+due retry or a due look wakes it; nothing waits for a fixed cycle. At most one action works on a job
+at a time. Every action may be run again, so that the answer to any crash is to load the jobs and go on.
 
 All decisions are made on one thread, which receives events; actions run on the threads of
 bounded lanes, so that slow transfers never hold up submissions.
@@ -15,19 +15,18 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from functools import partial
 from typing import Any, Final
 
-from attrs import Factory, define, evolve, field, frozen
+from attrs import Factory, define, evolve, field
 
 from edgecore.alarms import STORE, Alarms, HostTrouble, Silence
 from edgecore.backoff import Backoff
 from edgecore.clock import Clock
-from edgecore.errors import ActionStopped, EdgeError, StoreError
+from edgecore.crew import Crew, Task
+from edgecore.errors import EdgeError, StoreError
 from edgecore.graph import WAITS, Failed, Graph, Outcome, Postponed, Step, Watch
-from edgecore.lanes import Lane
 from edgecore.logs import about
 from edgecore.loop import Loop
 from edgecore.models import Intent, Job, JobState
@@ -40,18 +39,8 @@ __all__ = ["Engine"]
 log = logging.getLogger(__name__)
 
 
-@frozen(eq=False)
-class _Task:
-    """One job on its way through a lane, as it was when it was sent there."""
-
-    step: Step | Watch
-    job: Job
-
-
 _SOON_S: Final = 0.2
 _BEAT_S: Final = 20.0
-_ALL: Final = 1_000_000_000
-"""More jobs than there can be: one look serves all that wait for one."""
 
 
 @define(eq=False)
@@ -87,14 +76,12 @@ class Engine:
     _counts: Counter[JobState] = field(init=False, factory=Counter)
     _writes: int = field(init=False, default=0)
     """How many changes were handed to the store and not heard of again."""
-    _running: dict[str, Lane[_Task]] = field(init=False, factory=dict)
-    _leaving: dict[tuple[str, Hashable], tuple[int, list[_Task]]] = field(init=False, factory=dict)
-    """What goes to the lanes when all jobs of an event are decided about: lane and key -> how many at once, tasks."""
     _stopping: threading.Event = field(init=False, factory=threading.Event)
     _look_again: set[int] = field(init=False, factory=set)
     _kept_out: dict[int, str] = field(init=False, factory=dict)
     """Jobs that their step does not let in, and why; some may have ended."""
     _poll_set: bool = field(init=False, default=False)
+    _crew: Crew = field(init=False)
     _loop: Loop = field(
         init=False, default=Factory(lambda self: Loop(self.clock, self._mistaken), takes_self=True)
     )
@@ -114,6 +101,13 @@ class Engine:
             alarm_after_s=self.alarm_after_s,
             clock=self.clock,
         )
+
+    @_crew.default
+    def _make_crew(self) -> Crew:
+        def worked(tasks: Sequence[Task], outcomes: Mapping[int, Outcome], error: Exception | None) -> None:
+            self._loop.put(lambda: self._worked(tasks, outcomes, error))
+
+        return Crew(self.graph, self.jobs, self._counts, self.unwanted, worked)
 
     # ------------------------------------------------------------- called from any thread
 
@@ -191,9 +185,7 @@ class Engine:
 
     def run(self, drain_s: float = 60.0) -> None:
         """Work until `stop`, then wait up to *drain_s* seconds for what was begun."""
-        limited = {step.lane: partial(self._room, step) for step in self.graph.steps.values() if step.room}
-        for name, threads in self.lanes.items():
-            self._running[name] = Lane(name, threads, self._work, limited.get(name))
+        self._crew.start(self.lanes)
         self._beat()
         try:
             while not self.stopping:
@@ -204,7 +196,7 @@ class Engine:
     def _beat(self) -> None:
         self.beat()
         self._loop.after(_BEAT_S, self._beat)
-        self._look_in_lanes()  # where a thread could not be started, nothing else may ever happen
+        self._crew.look_again()  # where a thread could not be started, nothing else may ever happen
 
     def _mistaken(self, error: Exception) -> None:
         """Alarm people of what must not end the service for all other jobs."""
@@ -212,8 +204,7 @@ class Engine:
 
     def _drain(self, drain_s: float) -> None:
         deadline = self.clock.monotonic() + drain_s
-        for lane in self._running.values():
-            lane.stop()
+        self._crew.stop()
         while self._unfinished() and self.clock.monotonic() < deadline:
             self.beat()
             self._loop.take(0.05)
@@ -223,7 +214,7 @@ class Engine:
             pass
 
     def _unfinished(self) -> bool:
-        return self._writes > 0 or any(lane.busy for lane in self._running.values())
+        return self._writes > 0 or self._crew.busy
 
     # ------------------------------------------------------- decisions, on the loop's thread
 
@@ -268,7 +259,7 @@ class Engine:
         if job.intent is Intent.CANCELLED and not revive:
             return
         self.jobs[job_id] = evolve(job, intent=intent)
-        if job_id in self._busy and self._withdrawn(job):
+        if job_id in self._busy and self._crew.withdraw(job):
             self._busy.discard(job_id)
         if job_id in self._busy:
             self._look_again.add(job_id)
@@ -276,13 +267,6 @@ class Engine:
             self._look([job_id])
         else:
             self._dispatch([job_id])
-
-    def _withdrawn(self, job: Job) -> bool:
-        """Take a job out of the lane that it waits in; tell whether it waited."""
-        step = self.graph.steps.get(job.state)
-        return step is not None and self._running[step.lane].withdraw(
-            step.key(job), lambda task: task.job.id == job.id
-        )
 
     def _dispatch(self, job_ids: Iterable[int]) -> None:
         """Decide what is next for jobs that nothing works on; the trouble of one must be no other's."""
@@ -294,9 +278,7 @@ class Engine:
                 self.alarms.raise_once(f"job {job_id}", f"it cannot go on: {error!r}")
                 self._busy.add(job_id)
                 self._again_later(job_id)
-        leaving, self._leaving = self._leaving, {}
-        for (lane, key), (largest, tasks) in leaving.items():
-            self._running[lane].put(tasks, key, largest)
+        self._crew.send()
 
     def _go_on(self, job_id: int) -> None:
         job = self.jobs.get(job_id)
@@ -323,13 +305,12 @@ class Engine:
         if path := self._moves.at_once(job):
             self._write([Change(job, path)])
             return
-        step = self.graph.steps[job.state]
-        if missing := step.kept_out(job):
+        if missing := self.graph.steps[job.state].kept_out(job):
             self._keep_out(job, f"{WAITS}{missing}")
             return
         if self._kept_out.pop(job.id, None) or job.message.startswith(WAITS):
             self._waits_no_more(job)
-        self._leaving.setdefault((step.lane, step.key(job)), (step.largest, []))[1].append(_Task(step, job))
+        self._crew.gather(job)
         self._busy.add(job.id)
 
     def _keep_out(self, job: Job, reason: str) -> None:
@@ -354,8 +335,7 @@ class Engine:
         jobs = [self.jobs[job_id] for job_id in job_ids if job_id not in self._busy]
         if jobs:
             self._busy.update(job.id for job in jobs)
-            watch = self.graph.watch
-            self._running[watch.lane].put([_Task(watch, job) for job in jobs], "look", _ALL)
+            self._crew.look(jobs)
 
     def _plan_poll(self) -> None:
         if not self._poll_set:
@@ -370,41 +350,13 @@ class Engine:
         if not self.stopping:
             self._look([job.id for job in self.jobs.values() if job.state in self.graph.watch.states])
 
-    # --------------------------------------------------------- actions, on a lane's thread
-
-    def _room(self, step: Step, at_work: Sequence[_Task]) -> int:
-        """Tell a lane how many jobs may enter, counting those on their way in as being in."""
-        assert step.room is not None
-        known = (self.jobs.get(task.job.id) for task in at_work)
-        entering = sum(
-            job is not None and job.state is task.job.state for job, task in zip(known, at_work, strict=True)
-        )
-        return step.room(self._counts.copy()) - entering
-
-    def _work(self, tasks: Sequence[_Task]) -> None:
-        """Run an action and hand back what came of it."""
-        step = tasks[0].step
-        jobs = [self.jobs.get(task.job.id, task.job) for task in tasks]
-        outcomes: Mapping[int, Outcome] = {}
-        failure: Exception | None = None
-        try:
-            if isinstance(step, Watch):
-                outcomes = step.look(jobs)
-            elif wanted := [job for job in jobs if not self.unwanted(job.id)]:
-                outcomes = step.action(wanted)
-        except ActionStopped:
-            log.debug("%s: stopped on the way", step.lane, extra={"jobs": [job.id for job in jobs]})
-        except (Exception, SystemExit) as error:  # a driver that calls exit() must not end the lane
-            failure = error if isinstance(error, Exception) else RuntimeError(f"{error!r}")
-        self._loop.put(lambda: self._worked(tasks, outcomes, failure))
-
     # -------------------------------------------------------------------- what came of it
 
     def _worked(
-        self, tasks: Sequence[_Task], outcomes: Mapping[int, Outcome], error: Exception | None
+        self, tasks: Sequence[Task], outcomes: Mapping[int, Outcome], error: Exception | None
     ) -> None:
         step, ids = tasks[0].step, [task.job.id for task in tasks]
-        self._running[step.lane].done(tasks)
+        self._crew.done(tasks)
         host_to_blame = self._host.worked(step.lane, error)
         if isinstance(step, Watch) and not host_to_blame:
             self._silence.failed(error) if error else self._silence.answered()
@@ -495,11 +447,7 @@ class Engine:
                 if job.sequence > sequence:
                     sequence = job.sequence
                     self._tell(job)
-        self._look_in_lanes()
-
-    def _look_in_lanes(self) -> None:
-        for lane in self._running.values():
-            lane.look_again()
+        self._crew.look_again()
 
     def _again_later(self, job_id: int) -> None:
         """Free a job whose change was not made; what it needs is found out anew after a while."""

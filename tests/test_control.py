@@ -33,7 +33,7 @@ def in_lane(edge: Edge, name: str) -> None:
     """Wait until something waits in a lane."""
     engine = edge.balsam._engine
     assert engine is not None
-    edge.until(lambda: bool(engine._running[name]._waiting))
+    edge.until(lambda: bool(engine._crew.lanes[name]._waiting))
 
 
 def attempt(edge: Edge) -> Any:

@@ -48,7 +48,7 @@ LAYERS: Final = (
     {"relays", "layers", "settings", "rows", "desk", "manifest", "progress", "warned"},
     {"drivers", "applications", "reader", "store"},
     {"config", "graph"},
-    {"moves"},
+    {"crew", "moves"},
     {"engine"},
     {
         "metrics",

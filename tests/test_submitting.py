@@ -167,7 +167,7 @@ def gathered(edge: Edge) -> int:
     """Return how many jobs have gathered before the submitting lane."""
     engine = edge.balsam._engine
     assert engine is not None
-    return sum(len(items) for items, _ in engine._running["submitting"]._waiting.values())
+    return sum(len(items) for items, _ in engine._crew.lanes["submitting"]._waiting.values())
 
 
 def test_a_job_that_nobody_wants_any_more_is_left_out_of_its_group(edge: Edge) -> None:
