@@ -111,11 +111,12 @@ def run(
             if process.returncode is None:
                 _kill_group(process, ending_s)
         flooded = floods()
+        limit = _SAID_BYTES if flooded else _OUTPUT_LIMIT_BYTES
         return CommandResult(
             arguments=tuple(arguments),
             exit_code=-signal.SIGKILL if flooded and exit_code == 0 else exit_code,
-            output=_content(out),
-            errors=(_FLOODED if flooded else b"") + _content(err),
+            output=_content(out, limit),
+            errors=(_FLOODED if flooded else b"") + _content(err, limit),
             duration_s=time.monotonic() - begun,
         )
 
@@ -207,8 +208,8 @@ def _stdin(content: bytes) -> Iterator[IO[bytes] | int]:
         yield given
 
 
-def _content(file: IO[bytes]) -> bytes:
-    size = min(os.fstat(file.fileno()).st_size, _OUTPUT_LIMIT_BYTES)  # what is asked for is made room for
+def _content(file: IO[bytes], limit: int) -> bytes:
+    size = min(os.fstat(file.fileno()).st_size, limit)  # what is asked for is made room for
     return os.pread(file.fileno(), size, 0) if size else b""
 
 

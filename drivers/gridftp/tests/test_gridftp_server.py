@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +21,7 @@ from testbed.grid import Grid
 from testbed.gridftp import GridFtp, grid, gridftp, gridftp_anonymous, gridftp_needed, gridftp_second
 
 from edgecore.carrying import Tally
+from edgecore.commands import CommandResult, run
 from edgecore.errors import TransferInterrupted, TransferRefused
 from edgecore.models import Level, SiteContext, TransferReport, TransferUpdate
 from edgecore.processes import process_stat
@@ -267,8 +268,15 @@ def test_a_long_file_is_continued_and_written_anew_where_that_proves_wrong(
 
 
 def test_a_long_file_goes_by_parallel_streams_both_ways(
-    opened: Open, gridftp: GridFtp, tmp_path: Path
+    opened: Open, gridftp: GridFtp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    commands = list[Sequence[str]]()
+
+    def noted(command: Sequence[str], **more: Any) -> CommandResult:
+        commands.append(command)
+        return run(command, **more)
+
+    monkeypatch.setattr("edgecore_gridftp.client.run", noted)
     content = random_bytes(_PARALLEL_BYTES)
     (tmp_path / "from").mkdir()
     (tmp_path / "from" / "long").write_bytes(content)
@@ -278,6 +286,7 @@ def test_a_long_file_goes_by_parallel_streams_both_ways(
     driver.fetch(url=url, directory=tmp_path / "near", progress=_ignored)
 
     assert content == (tmp_path / "near" / "long").read_bytes()
+    assert [True, True] == ["-p 3 " in " ".join(command) for command in commands]
 
 
 # ------------------------------------------------------------------------ server to server

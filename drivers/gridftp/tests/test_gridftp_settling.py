@@ -169,6 +169,28 @@ def test_what_is_wrong_with_a_file_that_has_come_stops_the_client(
     assert all(path.name.startswith(".") for path in target.iterdir())
 
 
+@pytest.mark.parametrize(("way", "checksum"), [("fetch", "none"), ("deliver", "sha256")])
+def test_what_the_client_says_of_its_success_is_not_believed(
+    way: str, checksum: str, carry: Carry, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that was interrupted may end with exit code 0."""
+    carried = Client.carry
+
+    def broken_off(self: Client, load: Load, tally: Tally, watch: Callable[[], None]) -> None:
+        carried(self, load, tally, watch)
+        for part in target.glob(".*"):
+            os.truncate(part, 5)
+
+    monkeypatch.setattr(Client, "carry", broken_off)
+    for path in sorted(source.iterdir())[1:]:
+        path.unlink()
+
+    with pytest.raises(TransferInterrupted, match="000 does not hold what its source holds"):
+        carry(way, checksum=checksum)
+
+    assert [part_name("000")] == os.listdir(target)
+
+
 @pytest.mark.parametrize("option", ["-cc", "-concurrency", "-pp", "-pipeline"])
 def test_where_the_site_lets_the_client_go_out_of_turn_nothing_is_settled_before_it_ends(
     option: str, tmp_path: Path
