@@ -21,7 +21,16 @@ from edgecore.carrying import Tally
 from edgecore.errors import TransferInterrupted
 from edgecore.trees import READ_DIRECTORY, Directory, Parts, Plan, enter, explained, part_name, shown
 
-__all__ = ["READ_FILE", "Destination", "is_only_ours", "new_file", "open_part", "own_directory", "same_time"]
+__all__ = [
+    "READ_FILE",
+    "Destination",
+    "is_only_ours",
+    "new_file",
+    "open_part",
+    "own_directory",
+    "same_time",
+    "write_out",
+]
 
 READ_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -97,6 +106,15 @@ def _remove(name: str, holder: int) -> None:
 def is_only_ours(info: os.stat_result) -> bool:
     """Tell whether it is a file of our own under one name alone."""
     return stat.S_ISREG(info.st_mode) and info.st_nlink == 1 and info.st_uid == os.geteuid()
+
+
+def write_out(opened: int, begin: int, end: int) -> None:
+    """Have the kernel begin to write a range of a file to the disk, without waiting for it.
+
+    Else the disk rests until a file is synced, or closed, and all wait for it then. Tell each range once, soon after it came:
+    what is on the disk already is forgotten, and would be read from there when it is compared.
+    """
+    os.posix_fadvise(opened, begin, end - begin, os.POSIX_FADV_DONTNEED)
 
 
 def same_time(found: os.stat_result, wanted: os.stat_result) -> bool:

@@ -278,6 +278,9 @@ class _Writing:
 
     # ----------------------------------------------------------------------------- settling
 
+    def meanwhile(self) -> None:
+        """Leave it to the server when it writes to its disk."""
+
     def digest(self, pieces: Sequence[Piece], check: Callable[[], None]) -> None:
         """Compute the source's checksums."""
         if self.trip.algorithm:

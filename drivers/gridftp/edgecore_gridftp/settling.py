@@ -29,6 +29,9 @@ class Batch(Protocol):
     def carry(self, check: Callable[[], None]) -> None:
         """Let the client carry them; *check*, called twice a second, ends it early."""
 
+    def meanwhile(self) -> None:
+        """Do what can be done at any time while the client goes on."""
+
     def digest(self, pieces: Sequence[Piece], check: Callable[[], None]) -> None:
         """Compute the source's checksums, where they are compared; *check* ends it early."""
 
@@ -83,6 +86,7 @@ def _settle(batch: Batch, check: Callable[[], None], ended: threading.Event) -> 
         batch.digest(group, check)
         while not ended.is_set() and not (later and batch.has_begun(later)):
             check()
+            batch.meanwhile()
             ended.wait(_TICK_S)
         check()
         batch.settle(group)
