@@ -187,6 +187,8 @@ def _socket(route: Route, login: Login, clients: Sequence[paramiko.SSHClient]) -
 
 def _reason(error: BaseException) -> str:
     """Return the system's words where it has any, which are OpenSSH's, too."""
+    if isinstance(error, socket.gaierror) and error.strerror:
+        return error.strerror
     number = error.errno if isinstance(error, OSError) else None
     return os.strerror(number) if number is not None and number > 0 else said(error)
 
@@ -258,9 +260,9 @@ def _explained(error: Exception, route: Route, login: Login) -> EdgeError:
             f"a key for {route} is protected by a passphrase; add it to the agent, or use one without ({error})"
         )
     if isinstance(error, paramiko.AuthenticationException):
-        keys = ", ".join(route.key_files) or "those in ~/.ssh"
+        keys = (", ".join(route.key_files) or "those in ~/.ssh") + ("; agent" if login.agent else "")
         return TransferRefused(
-            f"{route}: Permission denied (publickey): none of our keys ({keys}; agent) was accepted; is "
+            f"{route}: Permission denied (publickey): none of our keys ({keys}) was accepted; is "
             f"the public key in authorized_keys there, and the right account named? ({error})"
         )
     if isinstance(error, paramiko.SSHException) and "No authentication methods" in str(error):

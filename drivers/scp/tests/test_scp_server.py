@@ -159,7 +159,7 @@ def test_a_server_that_is_killed_in_the_middle_interrupts_and_the_next_one_goes_
 def test_a_partial_file_is_continued_where_it_is_right_and_written_anew_where_it_is_not(
     partial: str, way: str, checksums: bool, openssh: bool, opened: Opener, proxy: Proxy, tmp_path: Path
 ) -> None:
-    size, have = 12 * MEBIBYTE, 9 * MEBIBYTE
+    size, have = 4 * MEBIBYTE, 5 * MEBIBYTE // 2
     content = random_bytes(size)
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
@@ -174,7 +174,9 @@ def test_a_partial_file_is_continued_where_it_is_right_and_written_anew_where_it
     assert (1, size) == (report.files, report.size_bytes)
     assert ("sha256" if checksums else "size") == report.verified
     if partial == "right":
-        assert proxy.passed_bytes - before < size - have + 4 * MEBIBYTE
+        assert (
+            proxy.passed_bytes - before < size - have + 5 * MEBIBYTE // 4
+        )  # the end of a part may be looked at
 
 
 @pytest.mark.parametrize("left", [2 * MEBIBYTE, MEBIBYTE // 2, 0], ids=["OpenSSH", "alone", "nothing"])
