@@ -53,7 +53,7 @@ def change(number, connection):
     connection.executemany("INSERT INTO applications VALUES (?, ?, ?)", rows)
     connection.execute("DELETE FROM applications WHERE changed = ?", (number - 3,))
 number = 10
-while number < 50 or Path(sys.argv[2]).exists():
+while number < 25 or Path(sys.argv[2]).exists():
     store._hand(lambda connection: change(number, connection)).result()
     number += 1
 store.close()
