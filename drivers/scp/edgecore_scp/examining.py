@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 import paramiko
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import SSHCertificate, load_ssh_public_identity
 
 from edgecore.models import Finding, Level
 from edgecore_scp.bulk import Bulk
@@ -15,10 +19,20 @@ from edgecore_scp.hosts import Login
 
 __all__ = ["findings"]
 
+_SOON_S: Final = 7 * 86_400
+_FOR_EVER: Final = 2**40
+"""OpenSSH writes the largest number of 64 bits; a day so far off has no name."""
+
 
 def findings(login: Login, bulk: Bulk | None, *, wanted: bool) -> Sequence[Finding]:
     """Return what is right and what is wrong on this side."""
-    return [*_key(login), *_known_hosts(login), *_agent(login), *_openssh(bulk, wanted=wanted)]
+    return [
+        *_key(login),
+        *_certificate(login),
+        *_known_hosts(login),
+        *_agent(login),
+        *_openssh(bulk, wanted=wanted),
+    ]
 
 
 def _key(login: Login) -> Iterator[Finding]:
@@ -44,6 +58,41 @@ def _key(login: Login) -> Iterator[Finding]:
         yield Finding("key", Level.FAILURE, words, f"chmod 600 {path}")
     else:
         yield Finding("key", Level.OK, f"{path} can be read by this account alone")
+
+
+def _certificate(login: Login) -> Iterator[Finding]:
+    """Look at the certificate beside a key, where there is one: what is out of date lets nobody in."""
+    path = Path(f"{login.key_file}-cert.pub").expanduser()
+    if not login.key_file or not path.exists():
+        return
+    remedy = "have the authority of your site sign the key anew"
+    try:
+        found = load_ssh_public_identity(path.read_bytes())
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+        words = f"cannot use {path}: {getattr(error, 'strerror', None) or error}"
+        yield Finding("certificate", Level.FAILURE, words, f"{remedy}, or remove it")
+        return
+    if not isinstance(found, SSHCertificate):
+        yield Finding("certificate", Level.FAILURE, f"{path} holds no certificate", f"{remedy}, or remove it")
+        return
+    now, end = time.time(), found.valid_before
+    if end >= _FOR_EVER:
+        yield Finding("certificate", Level.OK, f"{path} does not expire")
+    elif now >= end:
+        yield Finding("certificate", Level.FAILURE, f"{path} expired on {_day(end)}", remedy)
+    elif now < found.valid_after:
+        yield Finding(
+            "certificate", Level.FAILURE, f"{path} is not valid before {_day(found.valid_after)}", remedy
+        )
+    else:
+        level = Level.WARNING if end - now < _SOON_S else Level.OK
+        yield Finding(
+            "certificate", level, f"{path} expires on {_day(end)}", "" if level is Level.OK else remedy
+        )
+
+
+def _day(seconds: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
 def _known_hosts(login: Login) -> Iterator[Finding]:

@@ -7,16 +7,26 @@ import hmac
 import socket
 import stat
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import paramiko
 import pytest
 from attrs import evolve
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    SSHCertificateBuilder,
+    SSHCertificateType,
+)
 from edgecore_scp import ScpTransfer, wire
 from edgecore_scp.bulk import Bulk, can_carry, sftp_command
 from edgecore_scp.checksums import parse_digests
 from edgecore_scp.connection import Claims
+from edgecore_scp.examining import findings
 from edgecore_scp.hosts import Login, connected, route_to
 from edgecore_scp.known import KnownKeys
 from edgecore_scp.place import Place, parse_url
@@ -268,7 +278,7 @@ def test_a_name_that_leads_to_several_machines_may_have_several_keys_but_for_tho
 def test_a_host_is_asked_for_a_kind_of_key_that_is_known(tmp_path: Path) -> None:
     """Else a host that has a newer kind of key, too, would seem to have changed."""
     offered = ("ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512", "rsa-sha2-256")
-    known = KnownKeys("dtn", [], keys=[paramiko.RSAKey.generate(2048)])
+    known = KnownKeys("dtn", [], keys=[paramiko.RSAKey.generate(1024)])
     assert ("rsa-sha2-512", "rsa-sha2-256", "ssh-ed25519", "ecdsa-sha2-nistp256") == known.preferred(offered)
 
 
@@ -288,6 +298,52 @@ def test_what_is_wrong_with_a_key_and_known_hosts_is_found_before_it_is_needed(t
         subject: finding.level for subject, finding in found.items()
     }
     assert all(finding.remedy for finding in found.values())
+
+
+@pytest.mark.parametrize(
+    ("begin_s", "end_s", "level", "said"),
+    [
+        (-100, 30 * 86_400, Level.OK, "expires on"),
+        (-100, 3 * 86_400, Level.WARNING, "expires on"),
+        (-100, -1, Level.FAILURE, "expired on"),
+        (86_400, 2 * 86_400, Level.FAILURE, "not valid before"),
+        (-100, None, Level.OK, "does not expire"),
+    ],
+)
+def test_a_certificate_beside_the_key_is_judged_by_its_time(
+    begin_s: int, end_s: int | None, level: Level, said: str, tmp_path: Path
+) -> None:
+    key, now = Ed25519PrivateKey.generate(), int(time.time())
+    certificate = (
+        SSHCertificateBuilder()
+        .public_key(key.public_key())
+        .type(SSHCertificateType.USER)
+        .key_id(b"edgecore")
+        .valid_principals([b"svc"])
+        .valid_after(now + begin_s)
+        .valid_before(2**64 - 1 if end_s is None else now + end_s)
+        .sign(key)
+    )
+    (tmp_path / "key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    (tmp_path / "key").chmod(0o600)
+    (tmp_path / "key-cert.pub").write_bytes(certificate.public_bytes())
+    login = evolve(LOGIN, key_file=str(tmp_path / "key"))
+    found = {finding.subject: finding for finding in findings(login, None, wanted=False)}
+    assert ["key", "certificate"] == list(found)
+    assert (Level.OK, level) == (found["key"].level, found["certificate"].level)
+    assert said in found["certificate"].message
+    assert bool(found["certificate"].remedy) == (level is not Level.OK)
+
+
+@pytest.mark.parametrize("content", [b"no certificate", b"", b"ssh-ed25519 AAAA"])
+def test_what_is_no_certificate_beside_the_key_is_said(content: bytes, tmp_path: Path) -> None:
+    key = Ed25519PrivateKey.generate()
+    (tmp_path / "key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    (tmp_path / "key-cert.pub").write_bytes(content)
+    login = evolve(LOGIN, key_file=str(tmp_path / "key"))
+    *_, last = findings(login, None, wanted=False)
+    assert ("certificate", Level.FAILURE) == (last.subject, last.level)
+    assert "key-cert.pub" in last.message
 
 
 def test_openssh_is_found_on_the_path_of_the_site(tmp_path: Path) -> None:
