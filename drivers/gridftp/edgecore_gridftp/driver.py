@@ -9,6 +9,7 @@ What the protocol cannot carry is refused before the start: links, and names wit
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Annotated, Literal
 from attrs import define, evolve, field
 
 from edgecore.carrying import Patience, Tally, carry
-from edgecore.errors import TransferInterrupted, TransferRefused
+from edgecore.errors import ConfigurationError, Problem, TransferInterrupted, TransferRefused
 from edgecore.hookspecs import Transfer, hookimpl
 from edgecore.models import (
     Between,
@@ -91,7 +92,8 @@ class GridFtpTransfer(Transfer):
 
     @hookimpl
     def open(self, site: SiteContext) -> TransferProfile:
-        """Look for the client; no server is asked yet."""
+        """Look for the client; no server is asked yet. Raises ConfigurationError for a path that depends on where we were started."""
+        self._check_paths()
         self._site = site
         self._channels = Channels(self.idle_s)
         self._turns = threading.BoundedSemaphore(self.streams)
@@ -175,6 +177,15 @@ class GridFtpTransfer(Transfer):
 
     # ------------------------------------------------------------------------------ helpers
 
+    def _check_paths(self) -> None:
+        problems = [
+            Problem(key, repr(value), "must be an absolute path, or begin with ~/")
+            for key, value in (("proxy", self.proxy), ("authorities", self.authorities))
+            if value and not os.path.isabs(os.path.expanduser(value))
+        ]
+        if problems:
+            raise ConfigurationError("the transfer driver for gsiftp://", problems)
+
     @property
     def _opened(self) -> SiteContext:
         if self._site is None:
@@ -191,8 +202,8 @@ class GridFtpTransfer(Transfer):
     def _credential(self) -> Credential:
         environment = self._opened.environment
         return Credential(
-            proxy=self.proxy or environment.get("X509_USER_PROXY", ""),
-            authorities=self.authorities
+            proxy=os.path.expanduser(self.proxy) or environment.get("X509_USER_PROXY", ""),
+            authorities=os.path.expanduser(self.authorities)
             or environment.get("X509_CERT_DIR", "/etc/grid-security/certificates"),
             subject=self.subject,
         )

@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from edgecore_gridftp import GridFtpTransfer
 from edgecore_gridftp.client import Client
 from edgecore_gridftp.examining import findings
 from edgecore_gridftp.gsi import Credential, Seal
@@ -19,8 +20,8 @@ from testbed.gridftp import gridftp_needed
 from testbed.gsi_acceptor import Acceptor, owner_context
 from testbed.proxies import Holder, place_file, proxy_pem, write_proxy
 
-from edgecore.errors import TransferInterrupted, TransferRefused
-from edgecore.models import Finding, Level
+from edgecore.errors import ConfigurationError, TransferInterrupted, TransferRefused
+from edgecore.models import Finding, Level, SiteContext
 
 __all__ = ["gridftp_needed"]
 
@@ -122,6 +123,21 @@ def test_nobody_is_asked_for_a_passphrase_at_the_terminal(
     with pytest.raises(TransferInterrupted, match="cannot use the grid proxy"):
         credential.context()
     assert ("", "") == capfd.readouterr()
+
+
+def test_a_path_that_depends_on_where_the_service_was_started_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = SiteContext(site="theta", work_directory=tmp_path)
+    with pytest.raises(ConfigurationError, match=r"proxy: found 'proxy'; must be an absolute path"):
+        GridFtpTransfer(proxy="proxy").open(site=site)
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_proxy(tmp_path / "proxy", 12 * 3600)
+    driver = GridFtpTransfer(proxy="~/proxy", authorities=str(tmp_path))
+    driver.open(site=site)
+    assert f"{tmp_path}/proxy is good until" in str(driver.diagnose())
+    driver.close()
 
 
 # --------------------------------------------------------------------------- what a server shows
