@@ -24,12 +24,12 @@ from edgecore.trees import READ_DIRECTORY, Directory, Parts, Plan, enter, explai
 __all__ = [
     "READ_FILE",
     "Destination",
+    "WriteOut",
     "is_only_ours",
     "new_file",
     "open_part",
     "own_directory",
     "same_time",
-    "write_out",
 ]
 
 READ_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -37,6 +37,7 @@ READ_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WRITE: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NO_LOCKS: Final = frozenset({errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 _GONE: Final = frozenset({errno.ENOENT})
+_WRITE_OUT_BYTES: Final = 8 * 1024 * 1024
 
 
 def new_file(path: Path) -> BinaryIO:
@@ -108,13 +109,23 @@ def is_only_ours(info: os.stat_result) -> bool:
     return stat.S_ISREG(info.st_mode) and info.st_nlink == 1 and info.st_uid == os.geteuid()
 
 
-def write_out(opened: int, begin: int, end: int) -> None:
-    """Have the kernel begin to write a range of a file to the disk, without waiting for it.
+@define
+class WriteOut:
+    """Have the kernel write a long file to the disk while it comes, without waiting for it.
 
-    Else the disk rests until a file is synced, or closed, and all wait for it then. Tell each range once, soon after it came:
-    what is on the disk already is forgotten, and would be read from there when it is compared.
+    Else the disk rests until a file is synced, or closed, and all wait for it then. The kernel is told of each range once, soon
+    after it came: what is on the disk already it forgets, and that would be read from there when it is compared.
     """
-    os.posix_fadvise(opened, begin, end - begin, os.POSIX_FADV_DONTNEED)
+
+    opened: int
+    _told: int
+    """Up to where the kernel was told; at first, what a former call had brought."""
+
+    def reached(self, size: int) -> None:
+        """Take note that the file has come up to *size*."""
+        if size - self._told >= _WRITE_OUT_BYTES:
+            os.posix_fadvise(self.opened, self._told, size - self._told, os.POSIX_FADV_DONTNEED)
+            self._told = size
 
 
 def same_time(found: os.stat_result, wanted: os.stat_result) -> bool:

@@ -17,7 +17,7 @@ from attrs import Factory, define, field
 
 from edgecore.carrying import share
 from edgecore.errors import TransferInterrupted, TransferRefused
-from edgecore.parts import READ_FILE, Destination, is_only_ours, open_part, write_out
+from edgecore.parts import READ_FILE, Destination, WriteOut, is_only_ours, open_part
 from edgecore.trees import explained, part_name, shown
 from edgecore_gridftp.client import Load, goes_alone, local_url
 from edgecore_gridftp.listing import RemoteFile
@@ -30,8 +30,6 @@ __all__ = ["Fetching"]
 _NS = 1_000_000_000
 _SYNCS = 4
 """How many files are synced at the same time: file systems write their journal once for all of them."""
-_WRITE_OUT_BYTES = 8 * 1024 * 1024
-"""How much of a long file comes before the disk is told of it."""
 
 
 @define
@@ -182,13 +180,12 @@ class _Filling:
     pieces: list[Piece] = field(init=False)
     trip: Trip = field(init=False)
     _carried: list[Piece] = field(init=False)
-    _written_out: int = 0
-    """Up to where the disk was told of a long file."""
+    _write_out: WriteOut = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         """Put the files in the order in which the client goes."""
         self.trip = self.fetching.trip
-        self._written_out = self.todo[0].start
+        self._write_out = WriteOut(self.parts[self.todo[0]].opened, self.todo[0].start)
         carried = [piece for piece in self.todo if not piece.whole]
         self._carried = sorted(carried, key=lambda piece: goes_alone(self._pair(piece)))
         self.pieces = [*(piece for piece in self.todo if piece.whole), *self._carried]
@@ -239,10 +236,8 @@ class _Filling:
 
     def meanwhile(self) -> None:
         """Let the disk work on a long file while it comes, so that little is left to be synced."""
-        piece = self.pieces[0]
-        if piece.alone and (size := self._size(piece)) - self._written_out >= _WRITE_OUT_BYTES:
-            write_out(self.parts[piece].opened, self._written_out, size)
-            self._written_out = size
+        if self.pieces[0].alone:
+            self._write_out.reached(self._size(self.pieces[0]))
 
     def digest(self, pieces: Sequence[Piece], check: Callable[[], None]) -> None:
         """Ask the server for checksums."""

@@ -13,10 +13,11 @@ from urllib.parse import quote
 
 import pytest
 from attrs import evolve
-from edgecore_gridftp import GridFtpTransfer, fetch, settling, work
+from edgecore_gridftp import GridFtpTransfer, settling, work
 from edgecore_gridftp.client import Client, Load
 from testbed.gridftp import GridFtp, grid, gridftp, gridftp_needed
 
+from edgecore import parts
 from edgecore.carrying import Halted, Tally
 from edgecore.errors import TransferInterrupted
 from edgecore.models import SiteContext, TransferReport, TransferUpdate
@@ -173,24 +174,24 @@ def test_the_disk_is_told_of_a_long_file_while_it_comes(
     carry: Carry, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(work, "_ALONE_BYTES", 1)
-    monkeypatch.setattr(fetch, "_WRITE_OUT_BYTES", 1)
+    monkeypatch.setattr(parts, "_WRITE_OUT_BYTES", 1)
     for path in sorted(source.iterdir())[1:]:
         path.unlink()
     told: list[tuple[int, int]] = []
-    monkeypatch.setattr(fetch, "write_out", lambda opened, begin, end: told.append((begin, end)))
+    monkeypatch.setattr(os, "posix_fadvise", lambda opened, begin, size, advice: told.append((begin, size)))
     carried = Client.carry
 
     def carry_and_wait(self: Client, load: Load, tally: Tally, watch: Callable[[], None]) -> None:
         carried(self, load, tally, watch)
         deadline = time.monotonic() + _SETTLED_S
-        while sum(end - begin for begin, end in told) < 24 and time.monotonic() < deadline:
+        while sum(size for _, size in told) < 24 and time.monotonic() < deadline:
             time.sleep(0.01)
 
     monkeypatch.setattr(Client, "carry", carry_and_wait)
 
     carry("fetch")
 
-    assert [0, *(end for _, end in told)] == [*(begin for begin, _ in told), 24]
+    assert [0, *(begin + size for begin, size in told)] == [*(begin for begin, _ in told), 24]
 
 
 @pytest.mark.parametrize(("way", "checksum"), [("fetch", "none"), ("deliver", "sha256")])

@@ -16,7 +16,7 @@ from attrs import define, field
 
 from edgecore.carrying import share
 from edgecore.errors import TransferInterrupted, TransferRefused
-from edgecore.parts import READ_FILE, Destination, is_only_ours, open_part
+from edgecore.parts import READ_FILE, Destination, WriteOut, is_only_ours, open_part
 from edgecore.trees import Plan, explained, part_name
 from edgecore_scp import wire
 from edgecore_scp.checksums import local_digest
@@ -227,6 +227,7 @@ class Fetching:
         """Let OpenSSH read one file, while the other side computes its checksum."""
         bulk, watch = self.trip.bulk_for(part.piece, part.piece.remote), self.trip.watch(part.piece)
         assert bulk is not None
+        write_out = WriteOut(part.opened, part.piece.start)
 
         def digest() -> str:
             if not self.trip.checked or part.piece.digest:
@@ -238,6 +239,7 @@ class Fetching:
             size = os.fstat(part.opened).st_size
             if size > part.file.size_bytes:
                 raise self._grown(part)
+            write_out.reached(size)
             return size
 
         with self.trip.connection.process(self.trip.tally.beat):

@@ -19,6 +19,7 @@ from testbed.hostile_sftp import HostileSftp, Lies
 from testbed.sshd import Sshd, running_sshd, sshd
 from testbed.stall import Proxy
 
+from edgecore import parts
 from edgecore.errors import TransferInterrupted, TransferRefused
 from edgecore.models import SiteContext
 from edgecore.selection import EVERYTHING
@@ -237,6 +238,28 @@ def test_a_long_file_is_handed_to_openssh_and_a_short_one_is_not(
     carry(driver, way, tmp_path / "source", tmp_path / "target", proxy)
     assert random_bytes(size) == (tmp_path / "target" / "file").read_bytes()
     assert handed == (tmp_path / "bin" / "called").exists()
+
+
+def test_the_disk_is_told_of_a_long_file_while_openssh_fetches_it(
+    opened: Opener, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, int]] = []
+
+    def tell(opened: int, begin: int, size: int, advice: int) -> None:
+        told.append((begin, size))
+        if begin + size == 3 * MEBIBYTE:
+            (tmp_path / "told").touch()
+
+    monkeypatch.setattr(os, "posix_fadvise", tell)
+    monkeypatch.setattr(parts, "_WRITE_OUT_BYTES", 1)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "file").write_bytes(random_bytes(3 * MEBIBYTE))
+    wait = (
+        f"n=0; while [ ! -e '{tmp_path}/told' ]; do n=$((n+1)); [ $n -lt 1000 ] || exit 9; sleep 0.02; done"
+    )
+    driver = opened(openssh_from_mb=1, environment=spied(tmp_path / "bin", f'{{real}} "$@" || exit; {wait}'))
+    carry(driver, "fetch", tmp_path / "source", tmp_path / "target", proxy)
+    assert [0, *(begin + size for begin, size in told)] == [*(begin for begin, _ in told), 3 * MEBIBYTE]
 
 
 def test_a_delivery_tells_the_checksums_that_it_computed_also_of_what_was_right_already(
