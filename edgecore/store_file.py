@@ -272,8 +272,8 @@ def whole(path: Path, ask: Callable[[], T]) -> T:
                 raise
             if time.monotonic() > deadline:
                 raise StoreUnusable(
-                    f"{path}: its service ({holder(path) or 'unknown'}) is in the middle of a change, or has not yet "
-                    "taken back half a one of a command that was killed; try again, or look at its log"
+                    f"{path}: its service ({holder(path) or 'unknown'}) is in the middle of a change, or has yet to "
+                    "take back what a killed command began; try again, or look at its log"
                 ) from error
         if not _may_be_at_work(path):
             _take_back_half_change(path)
