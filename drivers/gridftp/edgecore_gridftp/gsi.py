@@ -208,6 +208,8 @@ class Seal:
         with suppress(ssl.SSLWantReadError):
             while more := self.tls.read(_READ_BYTES):
                 content += more
+                if not (self.came.pending or self.tls.pending()):
+                    break  # to ask for more and be refused costs as much as to unseal
         return content
 
 

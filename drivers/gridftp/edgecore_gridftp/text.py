@@ -6,10 +6,9 @@ words tell what happened. The tables below were recorded from globus-gridftp-ser
 
 from __future__ import annotations
 
-import calendar
 import re
-import time
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Final
 
 from attrs import frozen
@@ -202,7 +201,7 @@ def parse_entry(line: bytes) -> Entry | None:
 def fact_time(text: str) -> int:
     """Return seconds since the epoch for ``YYYYMMDDHHMMSS[.fraction]`` in UTC; 0 for what is no time."""
     try:
-        return calendar.timegm(time.strptime(text[:14], "%Y%m%d%H%M%S"))
+        return int(datetime.fromisoformat(f"{text[:8]}T{text[8:14]}+00:00").timestamp())
     except ValueError:
         return 0
 
