@@ -31,6 +31,7 @@ _FILE: Final = "progress.json"
 _EVERY_S: Final = 1.0
 _WINDOW_S: Final = 10.0
 """The rate is that of so many seconds."""
+_BEGINNING_US: Final = 3_000_000
 _OLD_US: Final = 30_000_000
 """Nobody has written for so long: no transfer is under way."""
 _LIMIT_BYTES: Final = 65_536
@@ -61,8 +62,10 @@ class Progress:
 
     @property
     def remaining_s(self) -> float | None:
-        """How long it takes at this rate."""
+        """How long it takes at this rate; None in the first seconds, which say nothing about the rest."""
         if self.total_bytes is None or self.rate is None or self.rate < 1:
+            return None
+        if self.told - self.began < _BEGINNING_US:
             return None
         return max(0, self.total_bytes - self.size_bytes) / self.rate
 

@@ -119,6 +119,11 @@ def test_rate_and_remaining_time_are_those_of_the_last_seconds(
     teller.tell(update(0, 10_000))
     clock.at += 1
     teller.tell(update(5_000, 10_000))  # what a former try had brought
+    clock.at += 1
+    teller.tell(update(5_000, 10_000))
+    early = progress_of(place.config.work_directory, job, clock.now())
+    assert early is not None
+    assert (2500.0, None) == (early.rate, early.remaining_s), "the first seconds tell nothing of the rest"
     for step in range(30):
         clock.at += 1
         teller.tell(update(5_000 + 100 * (step + 1), 10_000))
