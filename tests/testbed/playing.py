@@ -63,7 +63,7 @@ _GRID: Final = """
 [[transfer]]
 {transfer}
 
-[[credential]]                 # the proxy; the command gets it from MyProxy, and later ones before it ends
+[[credential]]                 # the proxy; the command gets later ones from MyProxy before it ends
 {credential}
 """
 _TRY: Final = """\
@@ -225,7 +225,7 @@ def _site_file(bed: _Bed, url: str, messaging: Mapping[str, Any]) -> str:
 
 
 def _grid_tables(place: Path, bed: _Bed, prefix: str) -> str:
-    """Return the tables for the GridFTP server, and leave the passphrase for MyProxy where they say."""
+    """Return the tables for the GridFTP server; the passphrase for MyProxy and a first proxy lie where they say."""
     assert bed.gridftp is not None
     assert bed.myproxy is not None
     authorities, proxy = str(bed.myproxy.grid.authorities), str(place / "proxy")
@@ -237,6 +237,7 @@ def _grid_tables(place: Path, bed: _Bed, prefix: str) -> str:
         "--user", "alice", "--passphrase-file", str(passphrase), "--authorities", authorities,
     ]  # fmt: skip
     stack = ["-dcstack", bed.gridftp.stack]
+    subprocess.run([*renew, "--file", proxy], check=True, stdout=subprocess.DEVNULL)
     transfer = {"prefix": prefix, "proxy": proxy, "authorities": authorities, "options": stack}
     credential = {"name": "grid", "file": proxy, "needed_by": [prefix], "renew": renew}
     return _GRID.format(transfer=_toml(transfer), credential=_toml(credential))
