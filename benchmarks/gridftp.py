@@ -1,6 +1,6 @@
 """Measure transfers with GridFTP beside bare ``globus-url-copy``: ``python -m benchmarks.gridftp [--quick]``.
 
-Both talk to one private server on loopback, as the same person. The bare client is asked in the best way that is known
+Both talk to private servers on loopback, as the same person: one to put and to get, two to copy from one to the other. The bare client is asked in the best way that is known
 for each case: for one long file with one stream or four, for many small ones with ``-r -fast``; ``-r`` alone shows
 what that is worth. It neither compares nor renames nor syncs; ``-sync-level`` and ``-verify-checksum`` are left out, the
 latter having its own line. The driver syncs what it fetches, writes beside the final names and renames; "sizes only" is
@@ -11,17 +11,18 @@ the processors of one machine, which no real transfer does.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from edgecore_gridftp import GridFtpTransfer
 
 from benchmarks.transfers import Case, Claim, Way, chosen_cases, measure, show, transfer_arguments
-from edgecore.models import SiteContext
+from edgecore.models import SiteContext, TransferUpdate
 from edgecore.selection import EVERYTHING
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # the server is the test suite's
@@ -38,6 +39,8 @@ _LONG: Final[Mapping[str, Sequence[str]]] = {"one stream": (), "-p 4": ("-p", "4
 """Name -> options of the bare client."""
 _MANY: Final[Mapping[str, Sequence[str]]] = {"-r -fast": ("-fast",), _VERIFIED: ("-fast", *_CHECKED)}
 
+Servers: TypeAlias = tuple[GridFtp, GridFtp]
+
 
 def main(arguments: Sequence[str] | None = None) -> bool:
     """Run the cases and print the tables; tell whether the target was met."""
@@ -48,16 +51,18 @@ def main(arguments: Sequence[str] | None = None) -> bool:
     met = True
     with tempfile.TemporaryDirectory(dir=chosen.directory, prefix="gridftp-") as name:
         place = Path(name)
-        with running_gridftp(place / "server", Grid(place / "grid")) as server:
+        grid = Grid(place / "grid")
+        with running_gridftp(place / "one", grid) as one, running_gridftp(place / "other", grid) as other:
+            shutil.copy(one.directory / "map", other.directory / "map")
             for case in chosen_cases(chosen):
-                for direction in ("put", "get"):
-                    met &= _compare(case, direction, place, server, chosen.rounds)
+                for direction in ("put", "get", "copy"):
+                    met &= _compare(case, direction, place, (one, other), chosen.rounds)
     return met
 
 
-def _compare(case: Case, direction: str, place: Path, server: GridFtp, rounds: int) -> bool:
+def _compare(case: Case, direction: str, place: Path, servers: Servers, rounds: int) -> bool:
     bare = _LONG if case.files == 1 else _MANY
-    ways = dict(_ways(bare, direction, place, server))
+    ways = dict(_ways(bare, direction, place, servers))
     found = measure(case, direction, place, ways, _OURS, rounds)
     return show(
         case, direction, found, _OURS, [Claim(_OURS[1], [name for name in bare if name != _VERIFIED])]
@@ -65,38 +70,42 @@ def _compare(case: Case, direction: str, place: Path, server: GridFtp, rounds: i
 
 
 def _ways(
-    bare: Mapping[str, Sequence[str]], direction: str, place: Path, server: GridFtp
+    bare: Mapping[str, Sequence[str]], direction: str, place: Path, servers: Servers
 ) -> Iterator[tuple[str, Way]]:
     """Yield every way to bring a directory from here to there, or back."""
     for name, options in bare.items():
-        yield name, _bare(options, direction, server)
+        yield name, _bare(options, direction, servers)
     for name, checksum in zip(_OURS, ("sha256", "none"), strict=True):
-        yield name, _driven(checksum, direction, place, server)
+        yield name, _driven(checksum, direction, place, servers)
 
 
-def _bare(options: Sequence[str], direction: str, server: GridFtp) -> Way:
-    assert server.grid is not None
+def _bare(options: Sequence[str], direction: str, servers: Servers) -> Way:
+    one, other = servers
+    assert one.grid is not None
     environment = {
         "PATH": os.environ["PATH"],
-        "X509_USER_PROXY": str(server.proxy),
-        "X509_CERT_DIR": str(server.grid.authorities),
+        "X509_USER_PROXY": str(one.proxy),
+        "X509_CERT_DIR": str(one.grid.authorities),
     }
 
+    ends = {"put": ("file://", one.url), "get": (one.url, "file://"), "copy": (one.url, other.url)}
+
     def carry(source: Path, target: Path) -> None:
-        here, there = ("file://", server.url) if direction == "put" else (server.url, "file://")
-        command = ["globus-url-copy", "-r", "-cd", "-dcstack", server.stack, *options]
+        here, there = ends[direction]
+        command = ["globus-url-copy", "-r", "-cd", "-dcstack", one.stack, *options]
         subprocess.run([*command, f"{here}{source}/", f"{there}{target}/"], env=environment, check=True)
 
     return carry
 
 
-def _driven(checksum: str, direction: str, place: Path, server: GridFtp) -> Way:
-    assert server.grid is not None
+def _driven(checksum: str, direction: str, place: Path, servers: Servers) -> Way:
+    one, other = servers
+    assert one.grid is not None
     driver = GridFtpTransfer(
-        proxy=str(server.proxy),
-        authorities=str(server.grid.authorities),
+        proxy=str(one.proxy),
+        authorities=str(one.grid.authorities),
         checksum=checksum,  # type: ignore[arg-type]
-        options=("-dcstack", server.stack),
+        options=("-dcstack", one.stack),
     )
     driver.open(site=SiteContext(site="bench", work_directory=place))
 
@@ -104,14 +113,20 @@ def _driven(checksum: str, direction: str, place: Path, server: GridFtp) -> Way:
         if direction == "put":
             driver.deliver(
                 directory=source,
-                url=f"{server.url}{target}",
-                progress=lambda update: None,
+                url=f"{one.url}{target}",
+                progress=_ignored,
                 selection=EVERYTHING,
             )
+        elif direction == "get":
+            driver.fetch(url=f"{one.url}{source}", directory=target, progress=_ignored)
         else:
-            driver.fetch(url=f"{server.url}{source}", directory=target, progress=lambda update: None)
+            driver.copy(source=f"{one.url}{source}", target=f"{other.url}{target}", progress=_ignored)
 
     return carry
+
+
+def _ignored(update: TransferUpdate) -> None:
+    """Take no notice."""
 
 
 if __name__ == "__main__":
