@@ -25,6 +25,7 @@ __all__ = [
     "READ_FILE",
     "Destination",
     "WriteOut",
+    "give_name",
     "is_only_ours",
     "new_file",
     "open_part",
@@ -102,6 +103,14 @@ def _lock(opened: int, part: str, holder: int, there: str) -> bool:
 def _remove(name: str, holder: int) -> None:
     with suppress(FileNotFoundError):
         os.unlink(name, dir_fd=holder)
+
+
+def give_name(opened: int, name: str, holder: int, there: str) -> None:
+    """Rename the temporary file that is held open to its final name. Raises TransferInterrupted when it was another one."""
+    os.rename(part_name(name), name, src_dir_fd=holder, dst_dir_fd=holder)
+    now = os.stat(name, dir_fd=holder, follow_symlinks=False)
+    if not os.path.samestat(now, os.fstat(opened)):
+        raise TransferInterrupted(f"{there} was exchanged while it was copied; who else writes there?")
 
 
 def is_only_ours(info: os.stat_result) -> bool:

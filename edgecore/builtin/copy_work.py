@@ -18,7 +18,7 @@ from edgecore.builtin.copy_file import Hand
 from edgecore.carrying import Patience, Tally, carry, share
 from edgecore.errors import TransferInterrupted
 from edgecore.models import TransferProgress, TransferReport
-from edgecore.parts import READ_FILE, Destination, open_part
+from edgecore.parts import READ_FILE, Destination, give_name, open_part
 from edgecore.trees import Directory, File, Parts, Plan, enter, explained, part_name, shown
 
 __all__ = ["Copier", "Limits"]
@@ -139,17 +139,7 @@ class Copier:
         for file, part in batch.waiting:
             there = self.there.name_of((*batch.parts, file.name))
             with explained(f"rename to {there}", transient=_GONE):
-                os.rename(
-                    part_name(file.name),
-                    file.name,
-                    src_dir_fd=batch.hand.holder,
-                    dst_dir_fd=batch.hand.holder,
-                )
-                now = os.stat(file.name, dir_fd=batch.hand.holder, follow_symlinks=False)
-            if not os.path.samestat(now, os.fstat(part)):
-                raise TransferInterrupted(
-                    f"{there} was exchanged while it was copied; who else writes there?"
-                )
+                give_name(part, file.name, batch.hand.holder, there)
             self.tally.arrived(skipped=False)
 
 

@@ -16,11 +16,11 @@ from attrs import Factory, define, field
 
 from edgecore.carrying import share
 from edgecore.errors import TransferInterrupted, TransferRefused
+from edgecore.remote import below, levels
 from edgecore.trees import Directory, Parts, Plan, part_name, shown
 from edgecore_gridftp.client import Load, goes_alone
 from edgecore_gridftp.control import Control
 from edgecore_gridftp.listing import list_directories
-from edgecore_gridftp.place import below
 from edgecore_gridftp.settling import carry_and_settle
 from edgecore_gridftp.sources import Opened, Source
 from edgecore_gridftp.text import Entry, is_missing, trouble
@@ -60,7 +60,7 @@ class Delivery:
     def _prepare(self, control: Control, plan: Plan) -> None:
         """Make the directories, and refuse at once what cannot work."""
         self._make_base(control, self.trip.base)
-        for level in _levels(plan):
+        for level in levels(plan):
             if level[0].parts:
                 control.do_all(self._making(level))
             old = [directory for directory in level if directory.parts not in self.there]
@@ -365,15 +365,6 @@ def _timing(control: Control, path: bytes, named: str, changed_s: int) -> Iterat
     if "MFMT" in control.features:
         when = time.strftime("%Y%m%d%H%M%S", time.gmtime(changed_s)).encode()
         yield lambda: f"set the time of {named}", b"MFMT %s %s" % (when, path)
-
-
-def _levels(plan: Plan) -> Iterator[list[Directory]]:
-    """Yield the directories of a plan by their depth."""
-    levels: dict[int, list[Directory]] = {}
-    for directory in plan.directories:
-        levels.setdefault(len(directory.parts), []).append(directory)
-    for depth in sorted(levels):
-        yield levels[depth]
 
 
 def _shown(path: bytes) -> str:

@@ -8,7 +8,6 @@ compared, synced and renamed.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -16,11 +15,11 @@ from itertools import groupby
 from attrs import Factory, define, field
 
 from edgecore.carrying import share
-from edgecore.errors import TransferInterrupted, TransferRefused
-from edgecore.parts import READ_FILE, Destination, WriteOut, is_only_ours, open_part
+from edgecore.errors import TransferInterrupted
+from edgecore.parts import READ_FILE, Destination, WriteOut, give_name, open_part
+from edgecore.remote import RemoteFile, has_size
 from edgecore.trees import explained, part_name, shown
 from edgecore_gridftp.client import Load, goes_alone, local_url
-from edgecore_gridftp.listing import RemoteFile
 from edgecore_gridftp.settling import carry_and_settle
 from edgecore_gridftp.sources import RemoteFiles, RemoteSource
 from edgecore_gridftp.work import Piece, Trip, local_digest
@@ -106,7 +105,7 @@ class Fetching:
 
     def _skip_right(self, pieces: list[Piece]) -> list[Piece]:
         """Return the files that are not yet right here; correct mode and time of the others."""
-        same = [piece for piece, holder, here in self._places(pieces) if _has_size(piece, holder, here)]
+        same = [piece for piece, holder, here in self._places(pieces) if has_size(piece.file, holder, here)]
         if same and self.trip.algorithm:
             self.files.digest(same, self.trip.algorithm, self.trip.tally.check)
         right = {piece for piece in same if self._is_right(piece)}
@@ -121,19 +120,14 @@ class Fetching:
         with self.there.into(piece.parts) as holder, explained(f"look at {self.here(piece)}"):
             opened = os.open(file.name, READ_FILE, dir_fd=holder)
             try:
-                found = os.fstat(opened)
                 if self.trip.algorithm:
                     if local_digest(opened, self.trip.algorithm, self.trip.tally.beat) != piece.digest:
                         return False
-                elif int(found.st_mtime) != file.changed_s:
+                elif int(os.fstat(opened).st_mtime) != file.changed_s:
                     return False
-                if (stat.S_IMODE(found.st_mode), int(found.st_mtime)) != (file.mode, file.changed_s):
-                    if not is_only_ours(found):
-                        return False
-                    _describe(opened, file)
+                return file.describe_again(opened)
             finally:
                 os.close(opened)
-        return True
 
     def _open_part(self, piece: Piece, holder: int, here: str) -> _Part:
         file = piece.file
@@ -160,10 +154,7 @@ class Fetching:
         for piece, holder, here in self._places(parts):
             opened, file = parts[piece].opened, parts[piece].file
             with explained(f"rename to {here}"):
-                os.rename(part_name(file.name), file.name, src_dir_fd=holder, dst_dir_fd=holder)
-                now = os.stat(file.name, dir_fd=holder, follow_symlinks=False)
-            if not os.path.samestat(now, os.fstat(opened)):
-                raise TransferInterrupted(f"{here} was exchanged while it was copied; who else writes there?")
+                give_name(opened, file.name, holder, here)
             os.fchmod(opened, file.mode)  # not before: a part must stay one that may be written
             self.trip.arrived(piece, skipped=False)
 
@@ -263,20 +254,3 @@ class _Filling:
             return True
         found = local_digest(self.parts[piece].opened, self.trip.algorithm, self.trip.tally.beat)
         return found == piece.digest
-
-
-def _has_size(piece: Piece, holder: int, here: str) -> bool:
-    """Tell whether a file of the right size stands under its final name."""
-    with explained(f"look at {here}"):
-        try:
-            found = os.stat(piece.file.name, dir_fd=holder, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-    if stat.S_ISDIR(found.st_mode):
-        raise TransferRefused(f"{here} is a directory, and a file must go there; remove it or rename it")
-    return stat.S_ISREG(found.st_mode) and found.st_size == piece.file.size_bytes
-
-
-def _describe(opened: int, file: RemoteFile) -> None:
-    os.fchmod(opened, file.mode)
-    os.utime(opened, ns=(file.changed_s * _NS, file.changed_s * _NS))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Final
 from urllib.parse import quote, unquote_to_bytes
 
@@ -11,7 +10,7 @@ from attrs import evolve, frozen
 
 from edgecore.errors import TransferRefused
 
-__all__ = ["Place", "below", "parse_url"]
+__all__ = ["Place", "parse_url"]
 
 _URL: Final = re.compile(
     r"(?P<scheme>gsiftp|ftp)://(?:(?P<user>[^/@]*)@)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^/@:\[\]]+)(?::(?P<port>[0-9]{1,5}))?(?P<path>/.*)?",
@@ -92,10 +91,3 @@ def _path(text: str, url: str) -> bytes:
     if {b".", b".."} & set(names):
         raise TransferRefused(f"{url} must name a place without '.' and '..'")
     return b"/" + b"/".join(names)
-
-
-def below(base: bytes, parts: Sequence[str]) -> bytes:
-    """Return the path of a place below *base*."""
-    return (
-        b"/".join((base.rstrip(b"/"), *(part.encode("utf-8", "surrogateescape") for part in parts))) or b"/"
-    )

@@ -15,11 +15,11 @@ from attrs import Factory, define
 from edgecore.carrying import Tally
 from edgecore.errors import TransferInterrupted
 from edgecore.parts import READ_FILE
+from edgecore.remote import RemoteFile, below, plan_remote_file
 from edgecore.selection import Selection
 from edgecore.trees import Plan, enter, explained, plan_tree, refuse_all, shown
 from edgecore_gridftp.client import local_url
-from edgecore_gridftp.listing import RemoteFile, plan_remote_file, plan_remote_tree
-from edgecore_gridftp.place import below
+from edgecore_gridftp.listing import plan_remote_tree
 from edgecore_gridftp.text import Entry
 from edgecore_gridftp.work import Piece, Trip, identity, local_digest
 
@@ -195,7 +195,7 @@ class RemoteSource:
     def plan(self) -> Plan:
         """List it."""
         if self.file:
-            return plan_remote_file(self.file, self.root)
+            return plan_remote_file(self.file, self.root.numbers)
         with self.trip.control() as control:
             return plan_remote_tree(
                 control, self.trip.base, self.root, self.trip.tally.beat, self.entries_limit

@@ -163,6 +163,11 @@ class Entry:
     """How many names a directory holds, where the server tells."""
 
     @property
+    def numbers(self) -> tuple[int, int, int]:
+        """Size, mode and time of change."""
+        return self.size_bytes, self.mode, self.changed_s
+
+    @property
     def is_file(self) -> bool:
         """Tell whether it is a file."""
         return self.kind == "file"

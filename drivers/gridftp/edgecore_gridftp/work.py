@@ -14,11 +14,11 @@ from typing import Final
 from attrs import Factory, define, evolve, field, frozen
 
 from edgecore.carrying import Tally
+from edgecore.remote import below
 from edgecore.trees import File, Parts, Plan, shown
 from edgecore_gridftp.channels import Channels
 from edgecore_gridftp.client import Client
 from edgecore_gridftp.control import Control, Server
-from edgecore_gridftp.place import below
 
 __all__ = ["RESUME_BYTES", "Piece", "Trip", "Ways", "identity", "local_digest"]
 

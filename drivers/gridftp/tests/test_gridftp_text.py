@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from edgecore_gridftp.place import Place, below, parse_url
+from edgecore_gridftp.place import Place, parse_url
 from edgecore_gridftp.text import (
     MISSING,
     complaint,
@@ -18,6 +18,7 @@ from edgecore_gridftp.text import (
 )
 
 from edgecore.errors import TransferInterrupted, TransferRefused
+from edgecore.remote import below
 
 _RECORDED = Path(__file__).parent / "recorded"
 

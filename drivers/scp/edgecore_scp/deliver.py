@@ -20,11 +20,12 @@ from attrs import Factory, define
 from edgecore.carrying import share
 from edgecore.errors import TransferInterrupted, TransferRefused
 from edgecore.parts import READ_FILE
+from edgecore.remote import below, levels
 from edgecore.selection import Selection
 from edgecore.trees import Directory, Parts, Plan, enter, explained, part_name, plan_tree, shown
 from edgecore_scp import wire
 from edgecore_scp.checksums import local_digest
-from edgecore_scp.listing import below, list_directories
+from edgecore_scp.listing import list_directories
 from edgecore_scp.session import Session, failing
 from edgecore_scp.wire import Attributes, Failure, Kind, Request, Status
 from edgecore_scp.work import RESUME_BYTES, TAIL_BYTES, Piece, Trip, Unwritten, identity, together, writing
@@ -66,7 +67,7 @@ class Delivery:
     def _prepare(self, session: Session, plan: Plan) -> None:
         """Make the directories, and refuse at once what cannot work."""
         self._make_base(session, self.trip.base)
-        for level in _levels(plan):
+        for level in levels(plan):
             if level[0].parts:
                 self._make_level(session, level)
             old = [directory for directory in level if directory.parts not in self.there]
@@ -429,12 +430,3 @@ class Delivery:
                     answer.ok()
         for piece in pieces:
             self._arrived(piece, skipped=False)
-
-
-def _levels(plan: Plan) -> Iterator[list[Directory]]:
-    """Yield the directories of a plan by their depth."""
-    levels: dict[int, list[Directory]] = {}
-    for directory in plan.directories:
-        levels.setdefault(len(directory.parts), []).append(directory)
-    for depth in sorted(levels):
-        yield levels[depth]

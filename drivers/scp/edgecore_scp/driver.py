@@ -26,6 +26,7 @@ from edgecore.models import (
     TransferReport,
 )
 from edgecore.parts import own_directory
+from edgecore.remote import plan_remote_file
 from edgecore.selection import Selection
 from edgecore.trees import Plan, explained, shown
 from edgecore_scp import wire
@@ -35,7 +36,7 @@ from edgecore_scp.deliver import Delivery
 from edgecore_scp.examining import findings
 from edgecore_scp.fetch import Fetching
 from edgecore_scp.hosts import Login
-from edgecore_scp.listing import plan_remote_file, plan_remote_tree
+from edgecore_scp.listing import file_numbers, plan_remote_tree
 from edgecore_scp.place import Place, parse_url
 from edgecore_scp.session import Session, failing
 from edgecore_scp.wire import Attributes, Kind
@@ -112,7 +113,7 @@ class ScpTransfer(Transfer):
                 else:
                     holder = base.rpartition(b"/")[0] or b"/"
                     trip = Trip(connection, holder, url.rpartition("/")[0], self._ways, tally)
-                    planned = lambda session: plan_remote_file(place.name, root)  # noqa: E731
+                    planned = lambda session: plan_remote_file(place.name, file_numbers(root))  # noqa: E731
                 Fetching(target, shown(directory), trip).run(planned)
                 return trip.verified
 

@@ -8,19 +8,18 @@ compared with what was written.
 from __future__ import annotations
 
 import os
-import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from attrs import define, field
 
 from edgecore.carrying import share
-from edgecore.errors import TransferInterrupted, TransferRefused
-from edgecore.parts import READ_FILE, Destination, WriteOut, is_only_ours, open_part
+from edgecore.errors import TransferInterrupted
+from edgecore.parts import READ_FILE, Destination, WriteOut, give_name, open_part
+from edgecore.remote import RemoteFile, has_size
 from edgecore.trees import Plan, explained, part_name
 from edgecore_scp import wire
 from edgecore_scp.checksums import local_digest
-from edgecore_scp.listing import RemoteFile
 from edgecore_scp.session import Session, failing
 from edgecore_scp.wire import Kind, Request, Status
 from edgecore_scp.work import RESUME_BYTES, TAIL_BYTES, Piece, Trip, together
@@ -110,15 +109,7 @@ class Fetching:
         file = piece.file
         assert isinstance(file, RemoteFile)
         with self.there.into(piece.parts) as holder, explained(f"look at {self._here(piece)}"):
-            try:
-                found = os.stat(file.name, dir_fd=holder, follow_symlinks=False)
-            except FileNotFoundError:
-                return False
-            if stat.S_ISDIR(found.st_mode):
-                raise TransferRefused(
-                    f"{self._here(piece)} is a directory, and a file must go there; remove it or rename it"
-                )
-            if not stat.S_ISREG(found.st_mode) or found.st_size != file.size_bytes:
+            if not has_size(file, holder, self._here(piece)):
                 return False
             opened = os.open(file.name, READ_FILE, dir_fd=holder)
             try:
@@ -127,12 +118,10 @@ class Fetching:
                 if piece.digest:
                     if local_digest(opened, self.trip.tally.beat) != piece.digest:
                         return False
-                elif int(found.st_mtime) != file.changed_s:
+                elif int(os.fstat(opened).st_mtime) != file.changed_s:
                     return False
-                if (stat.S_IMODE(found.st_mode), int(found.st_mtime)) != (file.mode, file.changed_s):
-                    if not is_only_ours(found):
-                        return False
-                    _describe(opened, file)
+                if not file.describe_again(opened):
+                    return False
             finally:
                 os.close(opened)
         self._arrived(piece, skipped=True)
@@ -173,7 +162,7 @@ class Fetching:
             self._see_end(session, parts)
         for part in parts:
             with explained(f"describe {self._here(part.piece)}"):
-                _describe(part.opened, part.file)
+                part.file.describe(part.opened)
 
     def _open_there(self, session: Session, parts: list[_Part]) -> None:
         requests = [wire.open_file(part.piece.remote, wire.READ) for part in parts]
@@ -296,16 +285,8 @@ class Fetching:
         for part in parts:
             here = self._here(part.piece)
             with self.there.into(part.piece.parts) as holder, explained(f"rename to {here}"):
-                os.rename(part_name(part.file.name), part.file.name, src_dir_fd=holder, dst_dir_fd=holder)
-                now = os.stat(part.file.name, dir_fd=holder, follow_symlinks=False)
-            if not os.path.samestat(now, os.fstat(part.opened)):
-                raise TransferInterrupted(f"{here} was exchanged while it was copied; who else writes there?")
+                give_name(part.opened, part.file.name, holder, here)
             self._arrived(part.piece, skipped=False)
-
-
-def _describe(opened: int, file: RemoteFile) -> None:
-    os.fchmod(opened, file.mode)
-    os.utime(opened, ns=(file.changed_s * _NS, file.changed_s * _NS))
 
 
 def _write_all(opened: int, content: bytes, offset: int) -> None:

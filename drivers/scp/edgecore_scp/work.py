@@ -12,11 +12,11 @@ from attrs import Factory, define, field, frozen
 
 from edgecore.carrying import Tally
 from edgecore.errors import TransferInterrupted
+from edgecore.remote import below
 from edgecore.trees import Directory, File, Parts, Plan, shown
 from edgecore_scp.bulk import Bulk, Watch, can_carry
 from edgecore_scp.checksums import Checker
 from edgecore_scp.connection import Connection
-from edgecore_scp.listing import below
 from edgecore_scp.session import Session, failing
 from edgecore_scp.wire import Failure, Status
 
