@@ -58,8 +58,9 @@ class Cleaning:
     _stop: threading.Event = field(init=False, factory=threading.Event)
 
     def start(self) -> threading.Thread:
-        """Begin, on a thread of its own."""
-        thread = threading.Thread(target=self._run, name="edgecore-cleaning", daemon=True)
+        """Begin, on a thread of its own. Raises StoreUnusable."""
+        reader = Reader(self.config.store)
+        thread = threading.Thread(target=self._run, args=(reader,), name="edgecore-cleaning", daemon=True)
         thread.start()
         return thread
 
@@ -67,8 +68,8 @@ class Cleaning:
         """Make the thread end soon."""
         self._stop.set()
 
-    def _run(self) -> None:
-        with Reader(self.config.store) as reader:
+    def _run(self, reader: Reader) -> None:
+        with reader:
             while not self._stop.wait(_EVERY_S):
                 try:
                     self.clean(reader)

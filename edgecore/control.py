@@ -141,9 +141,10 @@ class RequestWatch:
     _stopping: bool = False
 
     def start(self) -> threading.Thread:
-        """Begin, on a thread of its own."""
+        """Begin, on a thread of its own. Raises StoreUnusable."""
+        reader = Reader(self.store_path)
         self._bell = Bell(wake_directory(self.store_path))
-        thread = threading.Thread(target=self._run, name="edgecore-requests", daemon=True)
+        thread = threading.Thread(target=self._run, args=(reader,), name="edgecore-requests", daemon=True)
         thread.start()
         return thread
 
@@ -153,10 +154,10 @@ class RequestWatch:
         if self._bell is not None:
             self._bell.ring()
 
-    def _run(self) -> None:
+    def _run(self, reader: Reader) -> None:
         assert self._bell is not None
         last = 0
-        with Reader(self.store_path) as reader:
+        with reader:
             while not self._stopping:
                 try:
                     for request in reader.requests(last):

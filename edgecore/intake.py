@@ -115,8 +115,9 @@ class Intake:
         )
 
     def start(self) -> threading.Thread:
-        """Begin, on a thread of its own."""
-        thread = threading.Thread(target=self._run, name="edgecore-intake", daemon=True)
+        """Begin, on a thread of its own. Raises StoreUnusable."""
+        reader = Reader(self.store_path)
+        thread = threading.Thread(target=self._run, args=(reader,), name="edgecore-intake", daemon=True)
         thread.start()
         return thread
 
@@ -124,8 +125,8 @@ class Intake:
         """Take nothing more; what was taken is finished."""
         self._stop.set()
 
-    def _run(self) -> None:
-        with Reader(self.store_path) as reader:
+    def _run(self, reader: Reader) -> None:
+        with reader:
             while not self._stop.is_set():
                 try:
                     if self._round(reader):

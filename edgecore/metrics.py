@@ -143,8 +143,9 @@ class Metrics:
     _written: bool = field(init=False, default=True)
 
     def start(self) -> threading.Thread:
-        """Begin, on a thread of its own."""
-        thread = threading.Thread(target=self._run, name="edgecore-metrics", daemon=True)
+        """Begin, on a thread of its own. Raises StoreUnusable."""
+        reader = Reader(self.store_path)
+        thread = threading.Thread(target=self._run, args=(reader,), name="edgecore-metrics", daemon=True)
         thread.start()
         return thread
 
@@ -152,8 +153,8 @@ class Metrics:
         """Write once more, then end."""
         self._stop.set()
 
-    def _run(self) -> None:
-        with Reader(self.store_path) as reader:
+    def _run(self, reader: Reader) -> None:
+        with reader:
             self._numbers.up.set(1)
             self._write(reader)
             while not self._stop.wait(self.interval_s):

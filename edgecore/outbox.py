@@ -66,8 +66,9 @@ class Outbox:
         )
 
     def start(self) -> threading.Thread:
-        """Begin, on a thread of its own."""
-        thread = threading.Thread(target=self._run, name="edgecore-outbox", daemon=True)
+        """Begin, on a thread of its own. Raises StoreUnusable."""
+        reader = Reader(self.store_path)
+        thread = threading.Thread(target=self._run, args=(reader,), name="edgecore-outbox", daemon=True)
         thread.start()
         return thread
 
@@ -80,8 +81,8 @@ class Outbox:
         self._stop.set()
         self._news.set()
 
-    def _run(self) -> None:
-        with Reader(self.store_path) as reader:
+    def _run(self, reader: Reader) -> None:
+        with reader:
             while True:
                 last_round = self._stop.is_set()
                 self._news.clear()

@@ -21,7 +21,7 @@ from edgecore import migrations, serial
 from edgecore.errors import EdgeError, StoreUnusable
 from edgecore.models import Application, Attempt, Intent, Job, JobDefinition, JobState, Plan
 from edgecore.rows import Rejection, TransferRecord
-from edgecore.store_file import connect, whole
+from edgecore.store_file import advice, connect, usable, whole
 
 __all__ = ["Alarm", "HistoryEntry", "OutboxEntry", "Reader", "Request"]
 
@@ -93,20 +93,13 @@ class Reader:
         self._path = path
         self._connection = connect(path, read_only=True)
         self._connection.row_factory = sqlite3.Row
-        try:
+        with usable(self._connection, path):
             found = whole(path, lambda: migrations.version(self._connection))
-        except sqlite3.Error as error:
-            self.close()
-            raise StoreUnusable(f"{path}: {error}; restore it from a backup") from error
-        except StoreUnusable:
-            self.close()
-            raise
-        if found != migrations.VERSION:
-            self.close()
-            raise StoreUnusable(
-                f"{path} has schema {found} and this edgecore knows {migrations.VERSION}; "
-                "use the edgecore that the service uses, or run the service once to upgrade the store"
-            )
+            if found != migrations.VERSION:
+                raise StoreUnusable(
+                    f"{path} has schema {found} and this edgecore knows {migrations.VERSION}; "
+                    "use the edgecore that the service uses, or run the service once to upgrade the store"
+                )
 
     def close(self) -> None:
         """Give the connection back."""
@@ -125,7 +118,7 @@ class Reader:
             yield from whole(self._path, lambda: self._connection.execute(query, tuple(values)))
         except sqlite3.Error as error:
             raise StoreUnusable(
-                f"{self._path}: cannot be read: {error}; if it is damaged, restore it from a backup"
+                f"{self._path}: cannot be read: {error}; {advice(error, self._path)}"
             ) from error
 
     def _one(self, query: str, values: Sequence[object] = ()) -> sqlite3.Row | None:

@@ -213,7 +213,10 @@ class Balsam:
     def _threads(
         self, parts: _Parts, engine: Engine
     ) -> tuple[Outbox | Cleaning | CredentialWatch | RequestWatch | Intake, ...]:
-        """Return what works beside the engine, in the order in which it is started."""
+        """Return what works beside the engine, in the order in which it is started.
+
+        Each opens the store when it is started: then `run` tells of trouble with that, of which a thread could only die.
+        """
         config, store, actions = self.config, parts.store, parts.actions
         outbox = Outbox(
             store=store,

@@ -23,6 +23,7 @@ from edgecore.errors import StoreError, StoreLocked, StoreUnusable
 
 __all__ = [
     "OLDEST_SQLITE",
+    "advice",
     "check_place",
     "check_sound",
     "connect",
@@ -236,7 +237,7 @@ def usable(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         connection.close()
-        raise StoreUnusable(f"{path}: {error}; {_advice(error, path)}") from error
+        raise StoreUnusable(f"{path}: {error}; {advice(error, path)}") from error
     except BaseException:
         connection.close()
         raise
@@ -333,7 +334,7 @@ def explained(error: Exception, path: Path) -> Exception:
     """Return what to raise in place of *error*, which came up in a transaction: StoreError where SQLite failed."""
     if not isinstance(error, sqlite3.Error):
         return error
-    said = StoreError(f"{path}: could not write to the store: {error}; {_advice(error, path)}")
+    said = StoreError(f"{path}: could not write to the store: {error}; {advice(error, path)}")
     said.__cause__ = error
     return said
 
@@ -346,7 +347,7 @@ def is_damage(error: BaseException | None) -> bool:
     )
 
 
-def _advice(error: sqlite3.Error, path: Path) -> str:
+def advice(error: sqlite3.Error, path: Path) -> str:
     """Say what a person can do about what SQLite says."""
     if is_damage(error):
         return _repair(path)

@@ -72,7 +72,7 @@ def test_a_service_of_which_a_thread_dies_ends_and_can_be_started_again(live: Li
     now = live.base / "now"
     broken = (
         "import os, sys, time, edgecore.cli, edgecore.outbox as outbox\n"
-        "def run(self):\n"
+        "def run(self, reader):\n"
         f"    while not os.path.exists({str(now)!r}): time.sleep(0.05)\n"
         "    raise KeyError('sequence')\n"
         "outbox.Outbox._run = run\n"

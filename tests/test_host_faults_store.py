@@ -287,3 +287,21 @@ def test_requests_are_served_again_after_the_store_could_not_be_read_for_a_momen
     edge.until(lambda: not troubles)
     edge.ask("cancel")
     edge.wait("job", S.JOB_CANCELLED)
+
+
+@pytest.mark.parametrize("part", ["outbox", "cleaning", "control", "intake"])
+def test_a_part_that_cannot_open_the_store_is_told_by_the_start_and_no_thread_dies_of_it(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def busy(path: Path) -> Reader:
+        raise StoreUnusable(f"{path}: database is locked")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"edgecore.{part}.Reader", busy)
+        edge.start(wait=False)
+        edge.until(lambda: edge.failure is not None)
+    assert f"{edge.config.store}: database is locked" == str(edge.failure)
+    edge.stop()
+    edge.start()
+    edge.send()
+    edge.wait("job", S.JOB_FINISHED)

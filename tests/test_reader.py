@@ -396,3 +396,18 @@ def test_no_question_scans_a_table_that_grows(store: Store, reader: Reader, name
         ]
         assert [] == scans, query
         assert [] == [step for step in plan if "TEMP B-TREE" in step], query
+
+
+def test_a_store_that_another_process_keeps_locked_is_not_called_damaged(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Store(path, site="testsite").close()
+    monkeypatch.setattr("edgecore.store_file._BUSY_S", 0.01)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA journal_mode = DELETE")
+        with Reader(path) as reader:
+            other.execute("BEGIN EXCLUSIVE")
+            with pytest.raises(StoreUnusable, match=f"database is locked; .*: fuser {path} names it"):
+                reader.newest()
+            with pytest.raises(StoreUnusable, match=f"database is locked; .*: fuser {path} names it"):
+                Reader(path)
