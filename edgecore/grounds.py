@@ -25,7 +25,6 @@ __all__ = ["Grounds", "look_for_store", "look_for_stranger", "take_grounds"]
 log = logging.getLogger(__name__)
 
 _LOCK: Final = ".edgecore.lock"
-_CANNOT_LOCK: Final = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
 
 
 @define(eq=False)
@@ -90,7 +89,13 @@ def look_for_stranger(config: SiteConfig) -> None:
     """Raise ConfigurationError where the service of another store works in the work directory."""
     file = config.work_directory / _LOCK
     note = locks.note_in(file)
-    if locks.is_held(file) and not _worked_with(config.store, note):
+    try:
+        held = locks.is_held(file)
+    except OSError as error:
+        if error.errno not in locks.NO_LOCKS:
+            raise
+        return  # who starts there is warned
+    if held and not _worked_with(config.store, note):
         raise _works_there(config, note)
 
 
@@ -115,7 +120,7 @@ def _hold(config: SiteConfig) -> int | None:
             raise StoreLocked(words) from None
         raise _works_there(config, taken.note) from None
     except OSError as error:
-        if error.errno not in _CANNOT_LOCK:
+        if error.errno not in locks.NO_LOCKS:
             raise
         log.warning("%s cannot be locked (%s): see that no other site works there", file, error.strerror)
         return None

@@ -6,6 +6,7 @@ The kernel drops the lock when the process ends, however it ends; the note stays
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -15,7 +16,21 @@ from typing import Final
 
 from edgecore.clock import Clock, iso
 
-__all__ = ["Taken", "beat", "hold", "host_in", "is_held", "is_ours", "last_beat", "note_in", "this_process"]
+__all__ = [
+    "NO_LOCKS",
+    "Taken",
+    "beat",
+    "hold",
+    "host_in",
+    "is_held",
+    "is_ours",
+    "last_beat",
+    "note_in",
+    "this_process",
+]
+
+NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL})
+"""What a file system answers that has no locks."""
 
 _LOOKS: Final = 5
 _LOOK_S: Final = 0.02
@@ -81,7 +96,7 @@ def _take(descriptor: int) -> None:
 
 
 def is_held(file: Path) -> bool:
-    """Tell whether a process of this machine holds *file* at this moment."""
+    """Tell whether a process of this machine holds *file* at this moment. Raises OSError where that cannot be told."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:  # nobody ever held it, or it is not ours to see

@@ -90,12 +90,25 @@ def lock(path: Path) -> int:
     except locks.Taken as taken:
         raise StoreLocked(f"{path} belongs to a running service ({taken.note}); stop it first") from None
     except OSError as error:
-        raise StoreUnusable(f"{file}: {error.strerror}; the service must be able to write there") from error
+        raise StoreUnusable(_cannot_lock(file, error, "the service must be able to write there")) from error
 
 
 def is_running(store: Path) -> bool:
-    """Tell whether a service of this machine owns the store at this moment."""
-    return locks.is_held(_lock_file(store))
+    """Tell whether a service of this machine owns the store at this moment. Raises StoreUnusable where nobody can tell."""
+    file = _lock_file(store)
+    try:
+        return locks.is_held(file)
+    except OSError as error:
+        said = _cannot_lock(file, error, "whether a service runs cannot be seen: see the system's log")
+        raise StoreUnusable(said) from error
+
+
+def _cannot_lock(file: Path, error: OSError, otherwise: str) -> str:
+    """Say why a lock cannot be had or seen, and what to do."""
+    advice = otherwise
+    if error.errno in locks.NO_LOCKS:
+        advice = "its file system has no locks, and without them two services could use one store: put the store on another"
+    return f"{file}: {error.strerror}; {advice}"
 
 
 def holder(store: Path) -> str:

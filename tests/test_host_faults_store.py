@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sqlite3
@@ -20,6 +21,7 @@ from edgecore import store_file
 from edgecore.cli import cli
 from edgecore.desk import Desk
 from edgecore.errors import StoreError, StoreUnusable
+from edgecore.grounds import look_for_stranger, take_grounds
 from edgecore.models import Application
 from edgecore.models import JobState as S
 from edgecore.reader import Reader, Request
@@ -305,3 +307,37 @@ def test_a_part_that_cannot_open_the_store_is_told_by_the_start_and_no_thread_di
     edge.start()
     edge.send()
     edge.wait("job", S.JOB_FINISHED)
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [(errno.ENOLCK, "its file system has no locks"), (errno.EIO, "whether a service runs cannot be seen")],
+)
+def test_a_store_whose_lock_cannot_be_seen_is_told_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, advice: str
+) -> None:
+    def flock(descriptor: int, how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    site = make_site(tmp_path / "site")
+    take_grounds(site.config).close()
+    Store(site.config.store, site="testsite").close()
+    monkeypatch.setattr("edgecore.locks.fcntl.flock", flock)
+    answer = CliRunner().invoke(cli, ("jobs", "--site", str(site.file)))
+    assert 1 == answer.exit_code
+    said = f"{site.config.store}.lock: {os.strerror(number)}; {advice}"
+    assert said in " ".join(answer.stderr.split())
+    with pytest.raises(StoreUnusable, match=f"{os.strerror(number)}; "):
+        Store(site.config.store, site="testsite")
+
+
+def test_a_work_directory_without_locks_is_looked_at_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    config = make_site(tmp_path / "site").config
+    monkeypatch.setattr("edgecore.locks.fcntl.flock", flock)
+    take_grounds(config).close()
+    look_for_stranger(config)
