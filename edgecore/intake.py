@@ -204,10 +204,10 @@ class Intake:
         batch = self._begun.popleft()
         written: list[_Taken] = []
         new: list[Change] = []
-        failed: list[tuple[_Taken, BaseException]] = []
+        failed: list[tuple[Delivery, BaseException]] = []
         for item, done in zip(batch.taken, self._ids(batch), strict=True):
             if isinstance(done, BaseException):
-                failed.append((item, done))
+                failed.append((item.delivery, done))
                 continue
             written.append(item)
             if done == item.change.after.id:
@@ -217,14 +217,14 @@ class Intake:
         self.engine.on_commit()
         self.engine.add_new(new)
         accepted = [item.delivery for item in written if not item.refusal]
-        accepted += self._carried_out(batch.asked, reader)  # after the jobs: one of them may be meant
+        accepted += self._carried_out(batch.asked, reader, failed)  # after the jobs: one of them may be meant
         if accepted:
             self.messaging.settle(deliveries=accepted, verdict=Verdict.ACCEPT, reason="")
         for item in written:
             if item.refusal:
                 self.messaging.settle(deliveries=[item.delivery], verdict=Verdict.REFUSE, reason=item.refusal)
         if failed:
-            self._put_back([item.delivery for item, _ in failed])
+            self._put_back([delivery for delivery, _ in failed])
             raise failed[0][1]
 
     def _ids(self, batch: _Batch) -> Sequence[int | BaseException]:
@@ -292,21 +292,39 @@ class Intake:
         )
 
     def _carried_out(
-        self, asked: Sequence[tuple[Delivery, ControlMessage]], reader: Reader
+        self,
+        asked: Sequence[tuple[Delivery, ControlMessage]],
+        reader: Reader,
+        failed: list[tuple[Delivery, BaseException]],
     ) -> Sequence[Delivery]:
-        """Do what senders ask of their jobs; answers what is durable. The others are put back."""
-        futures = [(delivery, self._control(message, delivery, reader)) for delivery, message in asked]
-        wait([done for _, done in futures if done is not None], _DURABLE_S)
-        durable = [
-            delivery
-            for delivery, done in futures
-            if done is None or (done.done() and done.exception() is None)
-        ]
-        again = [delivery for delivery, _ in futures if delivery not in durable]
-        if again:
-            log.warning("%d requests could not be carried out and will come again", len(again))
-            self.messaging.settle(deliveries=again, verdict=Verdict.PUT_BACK, reason="")
+        """Do what senders ask of their jobs; answers what is durable, and adds what *failed*. What takes long is put back."""
+        futures = [(delivery, self._asked(message, delivery, reader)) for delivery, message in asked]
+        wait([done for _, done in futures], _DURABLE_S)
+        durable, late = [], []
+        for delivery, done in futures:
+            if not done.done():
+                late.append(delivery)
+            elif error := done.exception():
+                failed.append((delivery, error))
+            else:
+                durable.append(delivery)
+        if late:
+            log.warning("%d requests take long to carry out and will come again", len(late))
+            self._put_back(late)
         return durable
+
+    def _asked(self, message: ControlMessage, delivery: Delivery, reader: Reader) -> Future[None]:
+        """Begin to carry out a request; whatever it meets, the others of its batch are finished."""
+        done: Future[None] = Future()
+        try:
+            begun = self._control(message, delivery, reader)
+        except Exception as error:
+            done.set_exception(error)
+            return done
+        if begun is not None:
+            return begun
+        done.set_result(None)
+        return done
 
     def _control(self, message: ControlMessage, delivery: Delivery, reader: Reader) -> Future[None] | None:
         owner = self._owner(delivery)

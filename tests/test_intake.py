@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -193,3 +194,26 @@ def test_a_batch_goes_back_when_the_catalogue_cannot_be_read_and_comes_again(
     wait_for(lambda: _waiting(site) == 0, 10)
     assert [1, 2, 1, 2] == calls
     assert [1, 2] == [job.definition.job_id for job in told]
+
+
+def test_a_request_that_fails_for_a_moment_leaves_its_batch_alone_and_comes_again_after_a_while(
+    site: Site, intake: Intake, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = Reader.find
+    away = [StoreUnusable("away for a moment"), StoreUnusable("away for a moment")]
+
+    def failing(self: Reader, public_id: str | int, *, owner: str | None = None) -> tuple[Job, ...]:
+        if away and threading.current_thread().name == "edgecore-intake":
+            raise away.pop()
+        return real(self, public_id, owner=owner)
+
+    told = _told(intake)
+    monkeypatch.setattr(Reader, "find", failing)
+    ask = {"command": "cancel", "job_id": 1}
+    site.send(site.job(job_id=1), json.dumps(ask).encode(), site.job(job_id=2))
+
+    wait_for(lambda: _waiting(site) == 0, 20)
+    assert Intent.CANCELLED is _intent(site, 1)
+    assert [1, 2] == [job.definition.job_id for job in told]
+    assert "could not be finished" not in caplog.text
+    assert "no job definitions can be taken: away for a moment" in caplog.text
