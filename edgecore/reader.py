@@ -21,7 +21,7 @@ from edgecore import migrations, serial
 from edgecore.errors import EdgeError, StoreUnusable
 from edgecore.models import Application, Attempt, Intent, Job, JobDefinition, JobState, Plan
 from edgecore.rows import Rejection, TransferRecord
-from edgecore.store_file import advice, connect, usable, whole
+from edgecore.store_file import advice, connect, is_there, usable, whole
 
 __all__ = ["Alarm", "HistoryEntry", "OutboxEntry", "Reader", "Request"]
 
@@ -88,7 +88,7 @@ class Reader:
     """Answer questions about the jobs of one store. Raises StoreUnusable."""
 
     def __init__(self, path: Path) -> None:
-        if not path.exists():
+        if not is_there(path):
             raise StoreUnusable(f"{path}: there is no store yet; `edgecore run SITE.toml` makes it")
         self._path = path
         self._connection = connect(path, read_only=True)

@@ -31,6 +31,7 @@ __all__ = [
     "holder",
     "is_damage",
     "is_running",
+    "is_there",
     "last_beat",
     "lock",
     "open_for_writing",
@@ -69,7 +70,7 @@ def check_place(path: Path, mode: str) -> None:
     """Raise StoreUnusable where a store cannot be, or is not safe in that *mode*."""
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         raise StoreUnusable(f"SQLite {sqlite3.sqlite_version} is too old; at least 3.34 is needed")
-    if not path.parent.is_dir():
+    if not (is_there(path.parent) and path.parent.is_dir()):
         raise StoreUnusable(f"{path}: the directory {path.parent} does not exist; make it first")
     kind = file_system_of(path.parent)
     if mode == "wal" and kind in NETWORK_FILE_SYSTEMS:
@@ -77,6 +78,15 @@ def check_place(path: Path, mode: str) -> None:
             f"{path} is on a network file system ({kind}), where the default mode of the store is not safe; "
             'put the store on a local disk, or set store_mode = "rollback"'
         )
+
+
+def is_there(path: Path) -> bool:
+    """Tell whether anything has that name. Raises StoreUnusable where that cannot be seen."""
+    try:
+        return path.exists()
+    except OSError as error:
+        words = "its disk must be mounted, and this account must be allowed to look there: use that of the service"
+        raise StoreUnusable(f"{path}: {error.strerror}; {words}") from error
 
 
 # --------------------------------------------------------------------------------- lock
@@ -301,7 +311,7 @@ def whole(path: Path, ask: Callable[[], T]) -> T:
 
 def settle(path: Path) -> None:
     """Have half a change that a killed writer left taken back before we write ourselves; raises as `whole` does."""
-    if path.with_name(f"{path.name}-journal").exists():
+    if is_there(path.with_name(f"{path.name}-journal")):
         with contextlib.closing(connect(path, read_only=True)) as connection:
             whole(path, lambda: migrations.version(connection))
 

@@ -341,3 +341,20 @@ def test_a_work_directory_without_locks_is_looked_at_all_the_same(
     monkeypatch.setattr("edgecore.locks.fcntl.flock", flock)
     take_grounds(config).close()
     look_for_stranger(config)
+
+
+def test_a_store_at_which_nobody_may_look_is_told_in_words(tmp_path: Path) -> None:
+    above, beside = (
+        tmp_path / ("n" * 300) / "store.sqlite",
+        tmp_path / ("n" * 250),
+    )  # with a journal's name too long
+    for ask in (
+        lambda: Reader(above),
+        lambda: Store(above, site="testsite"),
+        lambda: Desk(above).remove_application("x"),
+        lambda: Desk(beside).remove_application("x"),
+    ):
+        with pytest.raises(
+            StoreUnusable, match=r"File name too long; .* this account must be allowed to look"
+        ):
+            ask()
