@@ -1,6 +1,6 @@
 """Measure ways to bring a directory from here to there beside each other; for the benchmarks of transfer drivers.
 
-Rounds are interleaved and their order turns; the first warms up and is not counted. All that is to be written is on the disk before
+Rounds are interleaved and each has an order of its own, since who comes after whom makes a difference of a quarter; the first warms up and is not counted. All that is to be written is on the disk before
 a way begins. The wall clock is ours to lose on a busy machine, so that beside it stands the processor time of this
 side: the tool's, or the driver's with that of the tools which it uses. What the server takes is in neither.
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import shutil
 import statistics
 import time
@@ -99,9 +100,8 @@ def measure(
     _make(case, source)
     copies.mkdir()
     for number in range(-1, rounds):
-        names = list(ways)
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
+        names = random.sample(list(ways), len(ways))
+        for name in names:
             target = copies / f"{number}-{names.index(name)}"
             os.sync()
             spent = dict(
