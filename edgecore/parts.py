@@ -133,7 +133,8 @@ class WriteOut:
     def reached(self, size: int) -> None:
         """Take note that the file has come up to *size*."""
         if size - self._told >= _WRITE_OUT_BYTES:
-            os.posix_fadvise(self.opened, self._told, size - self._told, os.POSIX_FADV_DONTNEED)
+            with suppress(OSError):  # a kernel or a file system that takes no hints
+                os.posix_fadvise(self.opened, self._told, size - self._told, os.POSIX_FADV_DONTNEED)
             self._told = size
 
 
