@@ -1,7 +1,7 @@
 """Measure ways to bring a directory from here to there beside each other; for the benchmarks of transfer drivers.
 
-Rounds are interleaved and each has an order of its own, since who comes after whom makes a difference of a quarter; the first warms up and is not counted. All that is to be written is on the disk before
-a way begins. The wall clock is ours to lose on a busy machine, so that beside it stands the processor time of this
+Rounds are interleaved and each has an order of its own, since who comes after whom makes a difference of a quarter; the first warms up
+and is not counted. All that is to be written is on the disk before a way begins. The wall clock is ours to lose on a busy machine, so that beside it stands the processor time of this
 side: the tool's, or the driver's with that of the tools which it uses. What the server takes is in neither.
 
 A driver ends a fetch when what came is on the disk, and bare tools when the kernel has it. So each of them is measured twice:
@@ -115,7 +115,7 @@ def measure(
                 shutil.rmtree(target)
     shutil.rmtree(source)
     shutil.rmtree(copies)
-    return found
+    return {name: found[name] for way in ways for name in (way, way + _SYNCED) if name in found}
 
 
 def _make(case: Case, source: Path) -> None:
