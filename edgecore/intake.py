@@ -69,6 +69,12 @@ class _Taken:
         """What makes the job."""
         return self.arrival.change
 
+    @property
+    def named(self) -> tuple[str, str]:
+        """The owner, and how requests may name the job."""
+        job = self.change.after
+        return job.owner, str(job.public_id)
+
 
 @frozen
 class _Batch:
@@ -205,9 +211,11 @@ class Intake:
         written: list[_Taken] = []
         new: list[Change] = []
         failed: list[tuple[Delivery, BaseException]] = []
+        missing: dict[tuple[str, str], BaseException] = {}
         for item, done in zip(batch.taken, self._ids(batch), strict=True):
             if isinstance(done, BaseException):
                 failed.append((item.delivery, done))
+                missing[item.named] = done
                 continue
             written.append(item)
             if done == item.change.after.id:
@@ -217,7 +225,13 @@ class Intake:
         self.engine.on_commit()
         self.engine.add_new(new)
         accepted = [item.delivery for item in written if not item.refusal]
-        accepted += self._carried_out(batch.asked, reader, failed)  # after the jobs: one of them may be meant
+        asked = []
+        for delivery, message in batch.asked:
+            if why := missing.get((self._owner(delivery), str(message.job_id))):
+                failed.append((delivery, why))  # it comes again with its job
+            else:
+                asked.append((delivery, message))
+        accepted += self._carried_out(asked, reader, failed)  # after the jobs: one of them may be meant
         if accepted:
             self.messaging.settle(deliveries=accepted, verdict=Verdict.ACCEPT, reason="")
         for item in written:

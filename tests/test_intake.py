@@ -217,3 +217,21 @@ def test_a_request_that_fails_for_a_moment_leaves_its_batch_alone_and_comes_agai
     assert [1, 2] == [job.definition.job_id for job in told]
     assert "could not be finished" not in caplog.text
     assert "no job definitions can be taken: away for a moment" in caplog.text
+
+
+def test_a_request_waits_for_its_job_where_that_could_not_be_written_yet(
+    site: Site, store: Store, intake: Intake, caplog: pytest.LogCaptureFixture
+) -> None:
+    ask = {"command": "cancel", "job_id": 2}
+    with closing(sqlite3.connect(site.config.store)) as connection:
+        connection.execute(
+            "CREATE TRIGGER bad BEFORE INSERT ON jobs WHEN NEW.sender_id = '2'"
+            " BEGIN SELECT RAISE(ABORT, 'bad'); END"
+        )
+        site.send(site.job(job_id=2), json.dumps(ask).encode(), site.job(job_id=3))
+        wait_for(lambda: "no job definitions can be taken" in caplog.text, 20)
+        wait_for(lambda: [3] == [job.definition.job_id for job in site.jobs()], 20)
+        assert 2 == _waiting(site)
+        connection.execute("DROP TRIGGER bad")
+    wait_for(lambda: _waiting(site) == 0, 20)
+    assert Intent.CANCELLED is _intent(site, 2)
