@@ -9,10 +9,10 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Final
 
-from attrs import define, evolve, frozen
+from attrs import define, evolve, field, frozen
 
 from edgecore.engine import Engine
-from edgecore.errors import EdgeError
+from edgecore.errors import EdgeError, StoreError
 from edgecore.logs import about
 from edgecore.models import Intent, Job, JobState
 from edgecore.reader import Reader, Request
@@ -139,6 +139,8 @@ class RequestWatch:
     control: Control
     _bell: Bell | None = None
     _stopping: bool = False
+    _begun: set[int] = field(init=False, factory=set)
+    """Requests that are being carried out, or were; also what only another start may do better."""
 
     def start(self) -> threading.Thread:
         """Begin, on a thread of its own. Raises StoreUnusable."""
@@ -156,13 +158,13 @@ class RequestWatch:
 
     def _run(self, reader: Reader) -> None:
         assert self._bell is not None
-        last = 0
         with reader:
             while not self._stopping:
                 try:
-                    for request in reader.requests(last):
-                        last = request.id
-                        self._serve(request, reader)
+                    for request in reader.requests(0):
+                        if request.id not in self._begun:
+                            self._begun.add(request.id)
+                            self._serve(request, reader)
                 except EdgeError as error:  # the store's trouble of the moment must not end this for good
                     log.warning("requests cannot be read, and are looked for again: %s", error)
                 self._bell.wait(_LOOK_ANYWAY_S)
@@ -177,11 +179,17 @@ class RequestWatch:
             done.set_exception(error)
 
         def forget(carried_out: Future[None]) -> None:
-            if error := carried_out.exception():
-                words = "%s, which failed and will be tried again at the next start: %s"
-                log.error(words, asked, error, extra={"job": request.job_id})
-            else:
+            error = carried_out.exception()
+            if error is None:
                 self.store.request_done(request.id)
+                return
+            passing = isinstance(error, StoreError)
+            words = "%s, which failed and will be tried again%s: %s"
+            log.error(
+                words, asked, "" if passing else " at the next start", error, extra={"job": request.job_id}
+            )
+            if passing:  # trouble of the moment: found again at the next look
+                self._begun.discard(request.id)
 
         done.add_done_callback(forget)
 

@@ -436,17 +436,17 @@ def test_definitions_that_cannot_be_written_are_taken_later(edge: Edge, disk: Fu
 
 
 def test_an_operators_retry_that_cannot_be_written_is_kept(
-    edge: Edge, disk: FullDisk, caplog: pytest.LogCaptureFixture
+    edge: Edge, disk: FullDisk, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("edgecore.control._LOOK_ANYWAY_S", 0.1)
     edge.start()
     edge.send(application="fails")
     edge.wait("job", S.JOB_FAILED)
     disk.full = True
     edge.ask("retry")
-    edge.until(lambda: "will be tried again at the next start" in caplog.text)
-    disk.full = False
+    edge.until(lambda: "which failed and will be tried again: " in caplog.text)
     edge.program("ledger.sh", "exit 0")
-    edge.restart()
+    disk.full = False
     edge.wait("job", S.JOB_FINISHED)
 
 
@@ -528,17 +528,17 @@ def test_one_change_that_cannot_be_written_stops_no_other_of_the_same_look(edge:
 
 
 def test_what_somebody_wants_is_not_acted_upon_before_it_is_written_and_not_forgotten(
-    edge: Edge, caplog: pytest.LogCaptureFixture
+    edge: Edge, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("edgecore.control._LOOK_ANYWAY_S", 0.1)
     edge.scheduling.auto = False
     edge.start()
     edge.send()
     edge.wait("job", S.QUEUED)
     with refusing(edge, "UPDATE OF intent"):
         edge.ask("hold")
-        edge.until(lambda: "will be tried again at the next start" in caplog.text)
-    edge.wait_looks(3)
-    assert 0 == edge.scheduling.count("hold")
-    assert Intent.RUN is edge.job().intent
-    edge.restart()
+        edge.until(lambda: "which failed and will be tried again: " in caplog.text)
+        edge.wait_looks(3)
+        assert 0 == edge.scheduling.count("hold")
+        assert Intent.RUN is edge.job().intent
     edge.wait("job", S.HELD)
