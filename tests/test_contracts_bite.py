@@ -34,7 +34,7 @@ class Careless(Transfer):
     def open(self, site):
         return TransferProfile()
 
-    def copy(self, source, target, progress):
+    def carry(self, source, target, progress):
         progress(TransferUpdate(files=0, size_bytes=0))
         paths = [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]
         if not source.exists():
@@ -52,11 +52,11 @@ class Careless(Transfer):
 
     @hookimpl
     def fetch(self, url, directory, progress):
-        return self.copy(Path(unquote(url.removeprefix("file://"))), directory, progress)
+        return self.carry(Path(unquote(url.removeprefix("file://"))), directory, progress)
 
     @hookimpl
     def deliver(self, directory, url, progress):
-        return self.copy(directory, Path(unquote(url.removeprefix("file://"))), progress)
+        return self.carry(directory, Path(unquote(url.removeprefix("file://"))), progress)
 
     @hookimpl
     def probe(self, url):

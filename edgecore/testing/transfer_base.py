@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal
 import pytest
 from attrs import define
 
-from edgecore.drivers import find_driver
 from edgecore.hookspecs import Transfer
 from edgecore.models import SiteContext, TransferProfile, TransferProgress, TransferReport
 from edgecore.relays import TransferRelay
@@ -161,9 +160,12 @@ class TransferBase:
 
     def errand(self, way: str, peer: Peer, source: Path, name: str = "errand") -> Errand:
         """Make an errand whose near side lies beside *source*; skip the test when the driver has no such hook."""
-        if way == "copy" and find_driver("transfer", self.driver).copy is Transfer.copy:
+        if way == "copy" and not self._copies(peer):
             pytest.skip(f"{self.driver} does not copy from server to server")
         return Errand(way, peer, source, source.parent / f"near {name}", name)
+
+    def _copies(self, peer: Peer) -> bool:
+        return type(make_driver("transfer", self.driver, peer.settings)).copy is not Transfer.copy
 
     def need(self, ability: str) -> None:
         """Skip the test when the subclass says that this cannot be done."""

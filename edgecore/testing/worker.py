@@ -32,7 +32,7 @@ _WAIT_S: Final = 30.0
 _PATIENCE_S: Final = 120.0
 
 
-def make_driver(role: str, name: str, settings: Mapping[str, Any]) -> object:
+def make_driver(role: str, name: str, settings: Mapping[str, Any]) -> Any:
     """Make the installed driver *name* with its *settings*, not yet opened."""
     return serial.structure(find_driver(role, name), dict(settings), source=f"the contract's {name}")
 

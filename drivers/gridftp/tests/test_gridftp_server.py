@@ -349,30 +349,38 @@ def test_two_servers_are_compared_by_what_both_compute(
 
 
 @pytest.mark.parametrize("who", ["source", "target"])
-def test_a_server_that_is_killed_while_another_one_speaks_to_it_interrupts_and_the_next_call_goes_on(
-    who: str, opened: Open, gridftp: GridFtp, gridftp_second: GridFtp, tmp_path: Path
+def test_a_server_that_ends_when_another_one_is_to_speak_to_it_interrupts_and_the_next_call_goes_on(
+    who: str,
+    opened: Open,
+    gridftp: GridFtp,
+    gridftp_second: GridFtp,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (tmp_path / "from").mkdir()
-    for number in range(3):
-        (tmp_path / "from" / f"{number}").write_bytes(random_bytes(_LONG_BYTES, number))
-    victim, other = (gridftp_second, gridftp) if who == "source" else (gridftp, gridftp_second)
-    server_of = {who: victim, ("target" if who == "source" else "source"): other}
-    driver, killed = opened(no_progress_s=20.0), list[bool]()
-    there = server_of["source"].url + quote(str(tmp_path / "from"))
-    here = server_of["target"].url + quote(str(tmp_path / "to"))
+    """It dies when both have said what they hold, and before the client logs in."""
+    servers = {"source": gridftp, "target": gridftp_second}
+    driver, victim, carry = opened(), servers[who], Client.carry
+    urls = {
+        "source": gridftp.url + quote(str(source)),
+        "target": gridftp_second.url + quote(str(tmp_path / "to")),
+    }
 
-    def kill(update: TransferUpdate) -> None:
-        if update.size_bytes and not killed:
-            victim.kill()
-            killed.append(True)
+    def killing(*given: Any) -> None:
+        victim.kill()
+        carry(*given)
 
-    with victim.slow(10e6), pytest.raises(TransferInterrupted):
-        driver.copy(source=there, target=here, progress=kill)
-    victim.start()
-    report = driver.copy(source=there, target=here, progress=_ignored)
+    monkeypatch.setattr(Client, "carry", killing)
+    try:
+        with pytest.raises(TransferInterrupted):
+            driver.copy(**urls, progress=_ignored)
+    finally:
+        victim.start()
+    monkeypatch.undo()
+    report = driver.copy(**urls, progress=_ignored)
 
-    assert 3 == report.files
-    assert content_of(tmp_path / "from", times=False) == content_of(tmp_path / "to", times=False)
+    assert 4 == report.files
+    assert content_of(source, times=False) == content_of(tmp_path / "to", times=False)
 
 
 def test_a_full_disk_of_the_target_interrupts_a_copy_and_the_next_call_ends_it(

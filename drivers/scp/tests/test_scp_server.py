@@ -328,12 +328,15 @@ def test_a_disk_there_that_takes_no_further_file_is_told_to_many_at_once(
 def test_two_transfers_to_one_place_do_not_mix_their_files(
     opened: Opener, proxy: Proxy, tmp_path: Path
 ) -> None:
-    contents = {name: random_bytes(MEBIBYTE, seed) for seed, name in enumerate(("first", "second"))}
-    for name, content in contents.items():
+    contents = {name: random_bytes(16 * MEBIBYTE, seed) for seed, name in enumerate(("first", "second"))}
+    for (
+        name,
+        content,
+    ) in contents.items():  # far more than is under way at a time, before the other's questions
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_bytes(content)
     driver, moving = opened(), threading.Event()
-    with proxy.slow(1e6), ThreadPoolExecutor(1) as pool:
+    with proxy.slow(4e6), ThreadPoolExecutor(1) as pool:
         first = pool.submit(
             carry, driver, "deliver", tmp_path / "first", tmp_path / "target", proxy, telling(moving)
         )
