@@ -200,6 +200,12 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return program
 
 
+def _asked(file: Path, tool: Path) -> list[str]:
+    """Return the command line that renews a proxy with our own certificate."""
+    own = str(tool.with_name("own.pem"))
+    return ["--server", "localhost:1", "--user", "x", "--file", str(file), "--certificate", own]
+
+
 @pytest.mark.parametrize(
     ("script", "words", "timeout_s"),
     [
@@ -215,19 +221,7 @@ def test_what_the_tool_brings_is_judged_before_it_takes_the_old_ones_place(
     old = write_proxy(tmp_path / "proxy", 600)
     full, before = write_proxy(tmp_path / "full"), old.read_bytes()
     tool.write_text(f"#!/bin/sh\n{script.replace('$FULL', str(full))}\n")
-    given = [
-        "--server",
-        "localhost:1",
-        "--user",
-        "x",
-        "--file",
-        str(old),
-        "--certificate",
-        str(tool.with_name("own.pem")),
-        "--timeout-s",
-        timeout_s,
-    ]
-    assert 1 == main(given)
+    assert 1 == main([*_asked(old, tool), "--timeout-s", timeout_s])
     assert words in capsys.readouterr().err
     assert before == old.read_bytes()
     assert {"bin", "proxy", "full"} == set(os.listdir(tmp_path))
@@ -255,16 +249,7 @@ def test_what_a_killed_renewal_has_left_is_removed_later(
     tool.write_text(f'#!/bin/sh\ncp -p {write_proxy(tmp_path / "full")} "${{10}}"\n')
     link = tmp_path / "link"
     link.symlink_to("proxy")
-    given = [
-        "--server",
-        "localhost:1",
-        "--user",
-        "x",
-        "--file",
-        str(link),
-        "--certificate",
-        str(tool.with_name("own.pem")),
-    ]
+    given = _asked(link, tool)
     assert 0 == main(given), capsys.readouterr().err
     assert (False, True) == (aged.exists(), young.exists())
     assert link.is_symlink(), "what it names is renewed, and not the link"
@@ -276,16 +261,7 @@ def test_a_service_knows_the_tool_of_a_killed_renewal_by_its_mark(
 ) -> None:
     monkeypatch.setenv("EDGECORE_PROGRAM_OF", "/the/store")
     tool.write_text(f'#!/bin/sh\necho "$EDGECORE_PROGRAM_OF" >{tmp_path}/mark\n')
-    given = [
-        "--server",
-        "localhost:1",
-        "--user",
-        "x",
-        "--file",
-        str(tmp_path / "proxy"),
-        "--certificate",
-        str(tool.with_name("own.pem")),
-    ]
+    given = _asked(tmp_path / "proxy", tool)
     assert 1 == main(given)
     assert "/the/store\n" == (tmp_path / "mark").read_text()
 
@@ -298,18 +274,8 @@ def test_a_renewal_that_is_told_to_stop_ends_its_tool_and_leaves_all_as_it_was(
     old, note = write_proxy(tmp_path / "proxy", 600), tmp_path / "pid"
     before = old.read_bytes()
     tool.write_text(f'#!/bin/sh\necho half >"${{10}}"\necho $$ >{note}\nexec sleep 600\n')
-    given = [
-        "--server",
-        "localhost:1",
-        "--user",
-        "x",
-        "--file",
-        str(old),
-        "--certificate",
-        str(tool.with_name("own.pem")),
-    ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "edgecore_gridftp.renewing", *given], stderr=subprocess.PIPE
+        [sys.executable, "-m", "edgecore_gridftp.renewing", *_asked(old, tool)], stderr=subprocess.PIPE
     )
     try:
         wait_for(lambda: note.exists() and note.read_text().endswith("\n"), DEADLINE_S)

@@ -112,13 +112,22 @@ def test_a_command_that_ends_before_it_heard_us_out_does_not_cut_the_connection(
     assert 1 == log.count("Accepted publickey")
 
 
-def test_how_a_server_of_files_ended_is_in_the_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("exit 3", "ended with exit code 3"),
+        ("echo Welcome to the machine room", r"sent text \(Welcome to the machine room\)"),
+    ],
+)
+def test_what_a_server_of_files_did_in_place_of_its_work_is_in_the_error(
+    command: str, words: str, tmp_path: Path
+) -> None:
     (tmp_path / "server").mkdir()
     with (
-        running_sshd(tmp_path / "server", "ForceCommand exit 3") as server,
+        running_sshd(tmp_path / "server", f"ForceCommand {command}") as server,
         closing(Proxy(server.port).start()) as proxy,
         closing(alone(server, proxy, tmp_path)) as driver,
-        pytest.raises(TransferInterrupted, match="ended with exit code 3"),
+        pytest.raises(TransferInterrupted, match=words),
     ):
         carry(driver, "fetch", tmp_path, tmp_path / "here", proxy)
 
@@ -368,17 +377,6 @@ def test_where_a_program_for_checksums_is_missing_sizes_are_compared(lacking: st
         for way in ("deliver", "fetch"):
             assert "size" == carry(driver, way, tmp_path / "source", tmp_path / way, proxy).verified
             assert b"content" == (tmp_path / way / "file").read_bytes()
-
-
-def test_an_account_whose_shell_prints_a_greeting_is_recognised(tmp_path: Path) -> None:
-    (tmp_path / "server").mkdir()
-    with (
-        running_sshd(tmp_path / "server", "ForceCommand echo Welcome to the machine room") as server,
-        closing(Proxy(server.port).start()) as proxy,
-        closing(alone(server, proxy, tmp_path)) as driver,
-        pytest.raises(TransferInterrupted, match=r"sent text \(Welcome to the machine room\)"),
-    ):
-        carry(driver, "fetch", tmp_path, tmp_path / "here", proxy)
 
 
 # ----------------------------------------------------------------------------------------- liars

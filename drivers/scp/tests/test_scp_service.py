@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from killed_transfers import KILLS, SIZE_BYTES, check_output, chosen_points, killed_at, lay_out_input
+from scp_helpers import proxy
 from sites import Site, make_site, wait_for
 from testbed.sshd import Sshd, sshd
 from testbed.stall import Proxy
@@ -18,16 +19,9 @@ from edgecore.processes import carrying, process_start
 from edgecore.testing.trees import MEBIBYTE, random_bytes
 from edgecore.workplace import programs_of
 
-__all__ = ["sshd"]
+__all__ = ["proxy", "sshd"]
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def proxy(sshd: Sshd) -> Iterator[Proxy]:
-    proxy = Proxy(sshd.port).start()
-    yield proxy
-    proxy.close()
 
 
 @pytest.fixture
