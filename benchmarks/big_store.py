@@ -24,7 +24,7 @@ from edgecore.builtin.fork_spool import connect, transaction
 from edgecore.drivers import open_scheduling
 from edgecore.models import Attempt, Job, JobDefinition, JobState
 from edgecore.reader import Reader
-from edgecore.store import Change, Store
+from edgecore.store import Arrival, Change, Store
 
 __all__ = ["run"]
 
@@ -123,10 +123,10 @@ def _fill(site: BenchSite, settled: int, active: int) -> None:
     scheduling.close()
     store = Store(config.store, site=config.site)
     now = store.now()
-    written: list[Future[int]] = []
+    written: list[Future[list[int]]] = []
     for number in range(settled + active):
         path = _path(site, number, now - _DAY_US + number, _FINISHED if number < settled else _QUEUED)
-        written.append(store.take(str(number), Change(None, path)))
+        written.append(store.take([Arrival(str(number), Change(None, path))]))
         if len(written) == 5_000:
             _wait_for(written)
     _wait_for(written)
@@ -141,7 +141,7 @@ def _fill(site: BenchSite, settled: int, active: int) -> None:
             )
 
 
-def _wait_for(written: list[Future[int]]) -> None:
+def _wait_for(written: list[Future[list[int]]]) -> None:
     for future in written:
         future.result()
     written.clear()

@@ -189,7 +189,7 @@ class Intake:
                     asked.append((delivery, read))
                 else:
                     taken.append(self._create(delivery, read))
-            written = self.store.take_all([item.arrival for item in taken])
+            written = self.store.take([item.arrival for item in taken])
         return _Batch(taken, written, asked)
 
     def _read(self, delivery: Delivery, admission: Admission) -> JobDefinition | ControlMessage:
@@ -246,7 +246,7 @@ class Intake:
         if batch.written.exception() is None:
             return batch.written.result()
         with self.store.together():
-            alone = [self.store.take_all([item.arrival]) for item in batch.taken]
+            alone = [self.store.take([item.arrival]) for item in batch.taken]
         return [future.exception() or future.result()[0] for future in alone]
 
     def _source(self, delivery: Delivery) -> str:

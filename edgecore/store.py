@@ -188,14 +188,7 @@ class Store:
         """Write changes together; answers for each whether it was written or was stale."""
         return self._hand(lambda connection: [self._change(connection, change) for change in changes])
 
-    def take(
-        self, identity: str, change: Change, *, since: int = 0, rejection: Rejection | None = None
-    ) -> Future[int]:
-        """Write a new job unless *identity* was taken; answers the job's id, old or new."""
-        arrival, now = Arrival(identity, change, since=since, rejection=rejection), self._clock.now()
-        return self._hand(lambda connection: self._take(connection, [arrival], now)[0])
-
-    def take_all(self, arrivals: Sequence[Arrival]) -> Future[list[int]]:
+    def take(self, arrivals: Sequence[Arrival]) -> Future[list[int]]:
         """Write new jobs, all or none, but those whose identity was taken; answers their ids, old or new."""
         now = self._clock.now()
         return self._hand(lambda connection: self._take(connection, arrivals, now))

@@ -25,7 +25,7 @@ from edgecore.models import Job, JobDefinition, JobState
 from edgecore.partners import open_broker
 from edgecore.processes import process_start
 from edgecore.reader import Reader
-from edgecore.store import Change, Store
+from edgecore.store import Arrival, Change, Store
 
 DEADLINE_S = 60.0
 
@@ -89,7 +89,7 @@ class Place:
             changed=store.now(),
             **fields,
         )
-        store.take(str(job.id), Change(None, (job,))).result()
+        store.take([Arrival(str(job.id), Change(None, (job,)))]).result()
         store.close()
         return job
 

@@ -23,7 +23,7 @@ from edgecore.config import Retention, SiteConfig
 from edgecore.models import Job, JobDefinition
 from edgecore.models import JobState as S
 from edgecore.reader import Reader
-from edgecore.store import Change, Store
+from edgecore.store import Arrival, Change, Store
 
 DAY_US = 86_400_000_000
 
@@ -57,7 +57,7 @@ class Old:
             sequence=1,
             changed=round((self.calendar.day - changed_days_ago) * DAY_US),
         )
-        self.store.take(str(number), Change(None, (job,))).result()
+        self.store.take([Arrival(str(number), Change(None, (job,)))]).result()
         directory = job_directory(self.config.work_directory, number)
         (directory / "data").mkdir(parents=True)
         (directory / "data/file").write_text("data")
@@ -167,7 +167,7 @@ def test_contents_of_messages_are_forgotten_after_two_days_and_ids_never(old: Ol
         job = Job(
             id=old.store.new_id(), owner="alice", definition=definition, state=S.JOB_REJECTED, sequence=1
         )
-        return old.store.take(identity, Change(None, (job,))).result()
+        return old.store.take([Arrival(identity, Change(None, (job,)))]).result()[0]
 
     def known() -> set[str]:
         return {identity for identity, job_id in taken.items() if job_id == take(identity)}

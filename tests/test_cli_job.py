@@ -21,7 +21,7 @@ from edgecore.models import Attempt, Intent, Job, JobDefinition, JobState
 from edgecore.reader import Reader
 from edgecore.rows import Rejection
 from edgecore.states import RESUMES_AT
-from edgecore.store import Change
+from edgecore.store import Arrival, Change
 
 S = JobState
 HOUR_US = 3_600_000_000
@@ -245,7 +245,7 @@ def test_a_rejected_definition_shows_every_reason_its_writer_and_its_message(pla
     )
     with contextlib.closing(place.store()) as store:
         rejected = evolve(job, id=store.new_id(), state=S.JOB_REJECTED, message="colour; num_nodes")
-        store.take("x", Change(None, (rejected,)), rejection=rejection).result(10)
+        store.take([Arrival("x", Change(None, (rejected,)), rejection=rejection)]).result(10)
 
     shown = place.run("job", str(rejected.id)).stdout
 

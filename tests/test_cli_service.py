@@ -11,7 +11,7 @@ from places import DEADLINE_S, Live, wait_for
 
 from edgecore import serial
 from edgecore.models import Job, JobDefinition, JobState
-from edgecore.store import Change
+from edgecore.store import Arrival, Change
 from edgecore.store_file import is_running
 
 pytestmark = pytest.mark.slow
@@ -133,7 +133,7 @@ def test_a_reader_that_goes_away_early_is_no_error_to_speak_of(live: Live) -> No
             sequence=1,
             changed=1,
         )
-        written = store.take(str(job.id), Change(None, (job,)))
+        written = store.take([Arrival(str(job.id), Change(None, (job,)))])
     written.result()
     store.close()
 

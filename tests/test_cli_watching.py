@@ -31,7 +31,7 @@ from edgecore.cli.jobs import Choice
 from edgecore.cli.watching import Changes, _picture
 from edgecore.models import Intent, Job, JobState
 from edgecore.reader import HistoryEntry, Reader
-from edgecore.store import Change, Store
+from edgecore.store import Arrival, Change, Store
 
 S = JobState
 
@@ -228,7 +228,7 @@ def test_thousands_of_jobs_are_followed_with_few_questions(place: Place) -> None
         jobs = [evolve(template, id=store.new_id()) for _ in range(2000)]
         with store.together():
             for job in jobs:
-                written = store.take(str(job.id), Change(None, (job,)))
+                written = store.take([Arrival(str(job.id), Change(None, (job,)))])
         written.result(10)
         with Reader(place.config.store) as reader:
             followed = [Followed(job.id, lambda job_id=job.id: reader.job(job_id)) for job in jobs]  # type: ignore[misc]

@@ -90,13 +90,13 @@ def test_a_new_job_with_nothing_to_stage_or_prepare_becomes_durable_where_it_can
     edge: Edge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[list[S]] = []
-    take_all = Store.take_all
+    take = Store.take
 
     def noting(store: Store, arrivals: Sequence[Arrival]) -> Any:
         written.extend([job.state for job in arrival.change.path] for arrival in arrivals)
-        return take_all(store, arrivals)
+        return take(store, arrivals)
 
-    monkeypatch.setattr(Store, "take_all", noting)
+    monkeypatch.setattr(Store, "take", noting)
     edge.start()
     edge.send("plain")
     send_with_input(edge, "staged")

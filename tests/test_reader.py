@@ -21,7 +21,7 @@ from edgecore.models import Application, Attempt, Intent, Job, JobDefinition, Jo
 from edgecore.reader import Reader
 from edgecore.rows import Rejection, TransferRecord
 from edgecore.states import SETTLED
-from edgecore.store import Change, Route, Store
+from edgecore.store import Arrival, Change, Route, Store
 
 S = JobState
 
@@ -50,7 +50,7 @@ def keep(store: Store, state: JobState = S.CREATED, *, owner: str = "ada", **mor
     definition = JobDefinition(**{"name": "job", "application": "app", "site": "testsite", **more})
     fields = {"changed": store.now(), **fields}
     job = Job(id=store.new_id(), owner=owner, definition=definition, state=state, sequence=1, **fields)
-    store.take(f"test\t{job.id}", Change(None, (job,))).result(10)
+    store.take([Arrival(f"test\t{job.id}", Change(None, (job,)))]).result(10)
     return job
 
 
@@ -251,7 +251,7 @@ def test_what_is_kept_of_a_rejected_message_is_read_as_it_was_written(store: Sto
         message_id="m", sha256="0" * 64, size_bytes=3, reasons=("a: b", 'c "d"'), excerpt="{\n\x00"
     )
     rejected = evolve(keep(store), id=store.new_id(), state=S.JOB_REJECTED)
-    store.take("x", Change(None, (rejected,)), rejection=rejection).result(10)
+    store.take([Arrival("x", Change(None, (rejected,)), rejection=rejection)]).result(10)
     assert rejection == reader.rejection(rejected.id)
     assert reader.rejection(rejected.id + 1) is None
 

@@ -80,7 +80,7 @@ def new_job(store: Store, **more: Any) -> Job:
 
 
 def take(store: Store, job: Job, identity: str | None = None) -> int:
-    return store.take(identity or str(job.id), Change(None, (job,))).result(10)
+    return store.take([Arrival(identity or str(job.id), Change(None, (job,)))]).result(10)[0]
 
 
 def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
@@ -176,7 +176,7 @@ def test_of_many_that_come_together_each_is_taken_once_and_reported_in_order(
     arrivals = [Arrival(str(job.id), Change(None, path)) for job, path in zip(jobs, paths, strict=True)]
     again = [Arrival(name, Change(None, (new_job(store),))) for name in ("known", str(jobs[3].id))]
 
-    answer = store.take_all([*arrivals, *again]).result(10)
+    answer = store.take([*arrivals, *again]).result(10)
 
     assert [*(job.id for job in jobs), known.id, jobs[3].id] == answer
     with Reader(path) as reader:
@@ -193,7 +193,7 @@ def test_of_many_that_come_together_none_is_taken_where_one_cannot_be_written(
 ) -> None:
     good, bad = new_job(store), evolve(new_job(store), sequence=0)  # breaks a CHECK
     with pytest.raises(StoreError, match="CHECK"):
-        store.take_all([Arrival("a", Change(None, (good,))), Arrival("b", Change(None, (bad,)))]).result(10)
+        store.take([Arrival("a", Change(None, (good,))), Arrival("b", Change(None, (bad,)))]).result(10)
 
     assert good.id == take(store, good, "a")
     with Reader(path) as reader:
@@ -205,7 +205,7 @@ def test_an_identity_that_proves_nothing_may_be_taken_again(store: Store, path: 
     first, second = new_job(store), new_job(store)
     take(store, first, "body")
 
-    assert second.id == store.take("body", Change(None, (second,)), since=2**62).result(10)
+    assert [second.id] == store.take([Arrival("body", Change(None, (second,)), since=2**62)]).result(10)
     assert second.id == take(store, new_job(store), "body")
     with Reader(path) as reader:
         assert 2 == len(reader.latest(10))
@@ -218,7 +218,7 @@ def test_an_identity_is_known_to_those_who_ask_since_when_it_was_taken_and_no_la
         take(store, first, "body")
 
         def again(since: int) -> int:
-            return store.take("body", Change(None, (new_job(store),)), since=since).result(10)
+            return store.take([Arrival("body", Change(None, (new_job(store),)), since=since)]).result(10)[0]
 
         assert first.id == again(since=1_000)
         clock.at = 2_000
@@ -278,33 +278,33 @@ def test_what_waits_is_committed_together(store: Store, path: Path) -> None:
 
     store._hand(hold)
     held.wait(10)
-    futures = [store.take(str(n), Change(None, (new_job(store),))) for n in range(100)]
+    futures = [store.take([Arrival(str(n), Change(None, (new_job(store),)))]) for n in range(100)]
     release.set()
 
-    assert 100 == len({future.result(10) for future in futures})
+    assert 100 == len({job_id for future in futures for job_id in future.result(10)})
     assert 2 == count()
 
 
 def test_what_one_thread_writes_together_is_one_transaction(store: Store, path: Path) -> None:
     count = commits(store, path)
     with store.together():
-        futures = [store.take(str(n), Change(None, (new_job(store),))) for n in range(50)]
+        futures = [store.take([Arrival(str(n), Change(None, (new_job(store),)))]) for n in range(50)]
         assert not any(future.done() for future in futures)
-    assert 50 == len({future.result(10) for future in futures})
+    assert 50 == len({job_id for future in futures for job_id in future.result(10)})
     assert 1 == count()
 
 
 def test_one_bad_operation_does_not_spoil_those_it_was_committed_with(store: Store, path: Path) -> None:
     good, bad = new_job(store), new_job(store)
     with store.together():
-        first = store.take("a", Change(None, (good,)))
-        second = store.take("b", Change(None, (evolve(bad, sequence=0),)))  # breaks a CHECK
-        third = store.take("c", Change(None, (new_job(store),)))
+        first = store.take([Arrival("a", Change(None, (good,)))])
+        second = store.take([Arrival("b", Change(None, (evolve(bad, sequence=0),)))])  # breaks a CHECK
+        third = store.take([Arrival("c", Change(None, (new_job(store),)))])
 
-    assert good.id == first.result(10)
+    assert [good.id] == first.result(10)
     with pytest.raises(StoreError, match="could not write to the store: CHECK"):
         second.result(10)
-    assert third.result(10)
+    assert all(third.result(10))
     with Reader(path) as reader:
         assert 2 == len(reader.latest(10))
     fourth = new_job(store)
@@ -313,7 +313,7 @@ def test_one_bad_operation_does_not_spoil_those_it_was_committed_with(store: Sto
 
 def test_closing_writes_what_is_still_waiting(path: Path) -> None:
     with opened(path) as store:
-        futures = [store.take(str(n), Change(None, (new_job(store),))) for n in range(2000)]
+        futures = [store.take([Arrival(str(n), Change(None, (new_job(store),)))]) for n in range(2000)]
     assert all(future.done() for future in futures)
     assert [(2000,)] == rows(path, "SELECT count(*) FROM jobs")
 
@@ -323,14 +323,14 @@ import os, sys, threading
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from test_store import new_job, opened
-from edgecore.store import Change
+from edgecore.store import Arrival, Change
 with opened(Path(sys.argv[1])) as store:
     def write(lane):
         n = 0
         while True:
             n += 1
             job = new_job(store)
-            store.take(f"{lane}.{n}", Change(None, (job,))).result()
+            store.take([Arrival(f"{lane}.{n}", Change(None, (job,)))]).result()
             os.write(1, b"%d\\n" % job.id)
     threads = [threading.Thread(target=write, args=(lane,)) for lane in range(4)]
     [thread.start() for thread in threads]
