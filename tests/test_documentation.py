@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -58,6 +59,26 @@ def test_who_does_what_a_page_says_sees_what_it_shows(page: Path, follower: Foll
 @pytest.mark.parametrize("page", FOLLOWED, ids=named)
 def test_every_page_that_tells_what_to_do_has_something_to_do(page: Path) -> None:
     assert any(isinstance(step, Command) for step in steps(page.read_text(encoding="utf-8")))
+
+
+def test_the_python_that_a_page_shows_fits_the_library(tmp_path: Path) -> None:
+    places = {page: tmp_path / page.stem for page in FOLLOWED}
+    for page, place in places.items():
+        for step in steps(page.read_text(encoding="utf-8")):
+            if isinstance(step, File) and step.name.endswith(".py"):
+                path = place / step.name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("a" if step.added else "w", encoding="utf-8") as file:
+                    file.write(step.content)
+    command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml"]
+    command += ["--allow-untyped-defs", "--allow-incomplete-defs", "--allow-untyped-calls"]
+    environment = {**os.environ, "MYPYPATH": os.pathsep.join(map(str, places.values()))}
+    written = list(map(str, tmp_path.rglob("*.py")))
+    assert written
+    result = subprocess.run(
+        [*command, *written], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250
+    )
+    assert 0 == result.returncode, result.stdout + result.stderr
 
 
 @pytest.mark.slow
