@@ -74,8 +74,11 @@ def relay(site: Site) -> Iterator[MessagingRelay]:
 
 
 @pytest.fixture
-def intake(site: Site, store: Store, relay: MessagingRelay) -> Iterator[Intake]:
+def intake(
+    site: Site, store: Store, relay: MessagingRelay, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Intake]:
     """Run an intake whose engine notes what it is told, and does nothing about it."""
+    monkeypatch.setattr("edgecore.intake._WAIT_S", 0.05)  # so that it stops soon
     with Reader(site.config.store) as names:
         engine = _Noting(store=store, graph=_NO_GRAPH, lanes={}, listeners=Listeners())
         intake = Intake(
