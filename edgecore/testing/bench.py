@@ -8,6 +8,7 @@ batch system started.
 from __future__ import annotations
 
 import contextlib
+import math
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,8 @@ _TIMING: Final = {
     "walltime_margin_s": 0,
     "drain_s": 20,
 }
+_LOOKS: Final = math.ceil(_TIMING["grace_s"] / _TIMING["poll_interval_s"]) + 4
+"""From the first listing to the last but two it is longer than the grace; then there is time to write what follows from that."""
 _UNEXPECTED: Final = ("Traceback (most recent call last)", "WrongAnswer", "CRITICAL")
 """What no service logs whose driver keeps its contract."""
 
@@ -148,9 +151,15 @@ class Bench:
         """Wait until the service has logged *words* so often in all."""
         wait_for(lambda: self.site.log.count(words) >= times, DEADLINE_S, self.site.diagnosis)
 
-    def wait_looks(self, more: int = 3) -> None:
-        """Wait until so many more listings were answered."""
-        self.wait_log(LOOKED, self.site.log.count(LOOKED) + more)
+    def wait_looks(self) -> None:
+        """Wait until so many more listings were answered that an end that was wrongly believed would show, or no job is left."""
+        wanted = self.site.log.count(LOOKED) + _LOOKS
+
+        def looked() -> bool:
+            settled = all(job.state in SETTLED for job in self.site.jobs())
+            return settled or self.site.log.count(LOOKED) >= wanted
+
+        wait_for(looked, DEADLINE_S, self.site.diagnosis)
 
     def wait_questions(self, more: int = 3) -> None:
         """Wait until so many more listings were asked for, answered or not."""

@@ -161,7 +161,7 @@ class ListingFaults(SchedulingTests):
                 bench.start("patient", name)
             before = bench.states("victim")
             with bench.system.showing(bench.batch_id("victim"), Word.UNKNOWN):
-                bench.wait_looks(5)
+                bench.wait_looks()
                 bench.site.let_end("other")
                 bench.end("other", S.JOB_FINISHED)
                 assert before == bench.states("victim")
