@@ -70,8 +70,26 @@ class _Unusable(Exception):
     """Something is wrong with the files, in words for people."""
 
 
+_sound: Final[dict[tuple[Path, Path | None], tuple[Stamp, Judgement]]] = {}
+"""What was found of files that can be used, with their stamps: to read a key takes 50 ms, since its primes are tested."""
+
+
 def judge(file: Path, key: Path | None = None) -> Judgement:
-    """Read a credential, whose key stands in *file* too where *key* is None. Raises ImportError without cryptography."""
+    """Say what a credential is worth, whose key stands in *file* too where *key* is None. Raises ImportError without cryptography.
+
+    Files that could be used are read again once they have changed; others each time, since the host may have been to blame.
+    """
+    stamp = stamp_of(file, key)
+    known = _sound.get((file, key))
+    if known is not None and known[0] == stamp:
+        return known[1]
+    found = _read_credential(file, key)
+    if not found.trouble:
+        _sound[file, key] = stamp, found
+    return found
+
+
+def _read_credential(file: Path, key: Path | None) -> Judgement:
     from cryptography.x509 import load_pem_x509_certificates
 
     found = Judgement()

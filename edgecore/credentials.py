@@ -23,7 +23,7 @@ from attrs import define, field, frozen
 from edgecore import commands, serial
 from edgecore.alarms import Alarms
 from edgecore.backoff import Backoff
-from edgecore.certificates import Judgement, Stamp, judge, stamp_of, utc
+from edgecore.certificates import Judgement, judge, utc
 from edgecore.clock import Clock, iso
 from edgecore.config import CredentialTable, SiteConfig, TransferTable
 from edgecore.drivers import Listeners
@@ -66,15 +66,12 @@ class Credential:
     clock: Clock = field(factory=Clock)
     seen: Judgement = field(init=False, factory=Judgement)
     """Replaced as a whole whenever a file has changed."""
-    _stamp: Stamp = field(init=False, default=())
     _lock: threading.Lock = field(init=False, factory=threading.Lock)
 
     def look(self) -> Judgement:
-        """Look at the files, and read them if they have changed or could not be used: the host may have been to blame."""
+        """Look at the files."""
         with self._lock:
-            stamp = stamp_of(self.table.file, self.table.key)
-            if stamp != self._stamp or self.seen.trouble:
-                self.seen, self._stamp = judge(self.table.file, self.table.key), stamp
+            self.seen = judge(self.table.file, self.table.key)
             return self.seen
 
     def reason(self) -> str:

@@ -8,6 +8,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from testbed.proxies import Holder, place_file, proxy_pem
@@ -24,6 +26,19 @@ def now() -> int:
 
 def reason(path: Path, key: Path | None = None) -> str:
     return judge(path, key).reason(now())
+
+
+@pytest.fixture
+def keys_read(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Note each private key that is read, which takes long."""
+    found = list[bytes]()
+
+    def noted(data: bytes, password: bytes | None) -> PrivateKeyTypes:
+        found.append(data)
+        return load_pem_private_key(data, password)
+
+    monkeypatch.setattr("cryptography.hazmat.primitives.serialization.load_pem_private_key", noted)
+    return found
 
 
 @pytest.fixture
@@ -114,6 +129,27 @@ def test_a_key_that_others_can_read_must_not_be_used(file: Path, tmp_path: Path)
 def test_a_proxy_of_another_account_cannot_be_used(file: Path) -> None:
     os.chown(place_file(file, proxy_pem()), 12345, -1)
     assert "belongs to another account" in reason(file)
+
+
+def test_a_file_that_could_be_used_is_read_again_only_once_it_has_changed(
+    file: Path, keys_read: list[bytes]
+) -> None:
+    first = judge(place_file(file, proxy_pem(60)))
+    second = judge(place_file(file, proxy_pem(3600)))
+    assert first.expires < second.expires
+    assert second == judge(file)
+    assert 2 == len(keys_read)
+    file.chmod(0o644)
+    assert "chmod 600" in reason(file)
+    file.chmod(0o600)
+    assert "" == reason(file)
+    assert 3 == len(keys_read)
+
+
+def test_a_file_that_could_not_be_used_is_read_each_time(file: Path, keys_read: list[bytes]) -> None:
+    place_file(file, Holder.made(["theta"]).pem + Holder.made(["eta"]).key_pem())
+    assert "" != reason(file) == reason(file)
+    assert 2 == len(keys_read)
 
 
 def test_what_may_change_a_judgement_changes_the_stamp(file: Path) -> None:
