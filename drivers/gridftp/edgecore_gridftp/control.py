@@ -6,9 +6,11 @@ own, beside the client's. No data connection is ever opened here: listings come 
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
@@ -42,6 +44,8 @@ _TRUSTED_S: Final = 2.0
 _SIGN_OF_LIFE_S: Final = 5.0
 _SLOWEST_BYTES_S: Final = 20e6
 """How fast a server computes checksums, at least."""
+_ROUND_TRIP: Final = struct.Struct("148xI")
+"""Where the kernel's `tcp_info` has the shortest round trip of a connection (tcpi_min_rtt, microseconds; Linux 4.6 and later)."""
 _ALGORITHMS: Final = ("SHA256", "SHA512", "SHA1", "MD5", "ADLER32")
 
 
@@ -81,6 +85,13 @@ class Control:
     def name(self) -> str:
         """The server, for people."""
         return self.server.place.server
+
+    @property
+    def round_trip_s(self) -> float:
+        """How long a packet takes there and back: the shortest that the kernel saw on this connection; inf if it does not tell."""
+        assert self._socket is not None
+        info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ROUND_TRIP.size)
+        return _ROUND_TRIP.unpack(info)[0] / 1e6 if len(info) == _ROUND_TRIP.size else math.inf
 
     # -------------------------------------------------------------------------------- log in
 

@@ -208,6 +208,8 @@ class _Writing:
     pieces: list[Piece] = field(init=False)
     parts: dict[Piece, bytes] = field(init=False)
     _carried: list[Piece] = field(init=False)
+    _pairs: list[tuple[str, str]] = field(init=False)
+    """From where to where each of these goes."""
     _begun: int = 0
     """Which of these the client has begun, at least."""
     _settled: int = 0
@@ -216,8 +218,9 @@ class _Writing:
     def __attrs_post_init__(self) -> None:
         """Put the files in the order in which the client goes."""
         self.parts = {piece: _part(self.trip, piece) for piece in self.todo}
-        carried = [piece for piece in self.todo if not piece.whole]
-        self._carried = sorted(carried, key=lambda piece: goes_alone(self._pair(piece)))
+        carried = [(self._pair(piece), piece) for piece in self.todo if not piece.whole]
+        carried.sort(key=lambda each: goes_alone(each[0]))
+        self._pairs, self._carried = [pair for pair, _ in carried], [piece for _, piece in carried]
         self.pieces = [*(piece for piece in self.todo if piece.whole), *self._carried]
 
     def _pair(self, piece: Piece) -> tuple[str, str]:
@@ -246,7 +249,7 @@ class _Writing:
     def _load(self) -> Load:
         first, count = self._carried[0], len(self._carried)
         return Load(
-            pairs=list(map(self._pair, self._carried)),
+            pairs=self._pairs,
             asked=f"write {self._name(first)}" + (f" and {count - 1} more files" if count > 1 else ""),
             fast=True,
             parallel=self.trip.parallel(first),

@@ -72,8 +72,9 @@ class GridFtpTransfer(Transfer):
     compared, and a file with the source's size and time of change counts as already right."""
     streams: Annotated[int, Between(1, 4)] = 2
     """How many batches of files move at the same time, each by a process of its own, for all transfers together."""
-    parallel: Annotated[int, Between(1, 64)] = 4
-    """Data connections for one long file."""
+    parallel: Annotated[int, Between(0, 64)] = 0
+    """Data connections for one long file. With 0 the way decides: one where a packet is there and back within 2 ms, as
+    within a site, and four on longer ways, where one connection waits too much."""
     parallel_from_mb: Annotated[int, Between(64, 1_000_000)] = 256
     """How long a file must be for that, in megabytes of 1,000,000 bytes."""
     listen: bool = True

@@ -50,6 +50,7 @@ class Fetching:
     trip: Trip
     there: Destination = field(init=False)
     files: RemoteFiles = field(init=False)
+    _syncing: ThreadPoolExecutor = field(init=False, factory=lambda: ThreadPoolExecutor(_SYNCS))
 
     def __attrs_post_init__(self) -> None:
         """Write through one place that follows no link."""
@@ -62,7 +63,8 @@ class Fetching:
         self.trip.tally.total_bytes = plan.size_bytes
         for directory in plan.directories[1:]:
             self.there.make(directory)
-        share(self._carry_batch, self.trip.pieces(plan), self.trip.tally, threads=self.trip.ways.streams)
+        with self._syncing:
+            share(self._carry_batch, self.trip.pieces(plan), self.trip.tally, threads=self.trip.ways.streams)
         self.there.finish(plan)
 
     # ------------------------------------------------------------------------------- files
@@ -148,9 +150,8 @@ class Fetching:
 
     def publish(self, parts: Mapping[Piece, _Part]) -> None:
         """Sync what was written, then give each file its final name."""
-        with ThreadPoolExecutor(_SYNCS) as pool:
-            whole = list(parts.values())
-            list(pool.map(self._sync, (whole[number::_SYNCS] for number in range(_SYNCS))))
+        whole = list(parts.values())
+        list(self._syncing.map(self._sync, (whole[number::_SYNCS] for number in range(_SYNCS))))
         for piece, holder, here in self._places(parts):
             opened, file = parts[piece].opened, parts[piece].file
             with explained(f"rename to {here}"):
@@ -171,14 +172,17 @@ class _Filling:
     pieces: list[Piece] = field(init=False)
     trip: Trip = field(init=False)
     _carried: list[Piece] = field(init=False)
+    _pairs: list[tuple[str, str]] = field(init=False)
+    """From where to where each of these goes."""
     _write_out: WriteOut = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         """Put the files in the order in which the client goes."""
         self.trip = self.fetching.trip
         self._write_out = WriteOut(self.parts[self.todo[0]].opened, self.todo[0].start)
-        carried = [piece for piece in self.todo if not piece.whole]
-        self._carried = sorted(carried, key=lambda piece: goes_alone(self._pair(piece)))
+        carried = [(self._pair(piece), piece) for piece in self.todo if not piece.whole]
+        carried.sort(key=lambda each: goes_alone(each[0]))
+        self._pairs, self._carried = [pair for pair, _ in carried], [piece for _, piece in carried]
         self.pieces = [*(piece for piece in self.todo if piece.whole), *self._carried]
 
     def _pair(self, piece: Piece) -> tuple[str, str]:
@@ -215,7 +219,7 @@ class _Filling:
         parallel = self.trip.parallel(first) if self.trip.ways.listen else 1
         named = self.trip.name_of((*first.parts, first.file.name))
         return Load(
-            pairs=list(map(self._pair, self._carried)),
+            pairs=self._pairs,
             asked=f"read {named}" + (f" and {count - 1} more files" if count > 1 else ""),
             fast=self.trip.ways.listen and (count > 1 or parallel > 1),
             parallel=parallel,

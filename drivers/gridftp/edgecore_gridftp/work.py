@@ -31,6 +31,9 @@ _BATCH_BYTES: Final = 512 * 1024 * 1024
 _ALONE_BYTES: Final = 64 * 1024 * 1024
 _HOLES_BYTES: Final = 16 * 1024 * 1024
 _CHUNK_BYTES: Final = 1024 * 1024
+_NEAR_S: Final = 0.002
+"""Up to this round trip one connection fills what there is: the 4 MiB that Linux sends unanswered are 2 GB/s then."""
+_FAR_PARALLEL: Final = 4
 
 
 @frozen(kw_only=True)
@@ -41,6 +44,7 @@ class Ways:
     """The algorithm to prefer, in capitals; empty: sizes only."""
     streams: int
     parallel: int
+    """Data connections for one long file; 0: as the way asks."""
     parallel_from_bytes: int
     listen: bool
 
@@ -88,6 +92,9 @@ class Trip:
     tally: Tally = Factory(Tally)
     algorithm: str = ""
     """The checksum that is compared; empty: sizes only."""
+    beyond_s: float = 0.0
+    """The round trip to the other server, if content comes from one."""
+    _round_trip_s: float = 0.0
     _lock: threading.Lock = field(factory=threading.Lock)
 
     @contextmanager
@@ -95,15 +102,19 @@ class Trip:
         """Borrow a channel, which tells what the server can do."""
         with self.channels.channel(self.server, self.tally) as borrowed:
             self.algorithm = next(iter(self._algorithms(borrowed)), "")
+            self._round_trip_s = borrowed.round_trip_s
             yield borrowed
 
     def _algorithms(self, control: Control) -> Sequence[str]:
         return control.algorithms(self.ways.checksum) if self.ways.checksum else ()
 
     def agree_with(self, other: Trip) -> None:
-        """Compare by the best checksum that the other trip's server computes, too; by sizes where there is none."""
+        """Compare by the best checksum that the other trip's server computes, too; by sizes where there is none.
+
+        Its server is taken to be as far from ours as the way over here is long, which it is at most.
+        """
         with other.control() as control:
-            theirs = self._algorithms(control)
+            theirs, self.beyond_s = self._algorithms(control), control.round_trip_s
         with self.control() as control:
             common = [each for each in self._algorithms(control) if each in theirs]
         self.ways = evolve(self.ways, checksum=common[0] if common else "")
@@ -148,8 +159,9 @@ class Trip:
         limit = min(_BATCH_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _FILES_SHARE)
         batch, size = list[Piece](), 0
         for directory in plan.directories:
+            above = below(self.base, directory.parts)
             for file in directory.files:
-                remote = below(self.base, (*directory.parts, file.source))
+                remote = below(above, (file.source,))
                 if file.size_bytes >= _ALONE_BYTES:
                     yield [Piece(directory.parts, file, remote, alone=True)]
                     continue
@@ -163,8 +175,9 @@ class Trip:
 
     def parallel(self, piece: Piece) -> int:
         """Return how many data connections carry one file."""
-        long = piece.alone and piece.file.size_bytes >= self.ways.parallel_from_bytes
-        return self.ways.parallel if long else 1
+        if not piece.alone or piece.file.size_bytes < self.ways.parallel_from_bytes:
+            return 1
+        return self.ways.parallel or (1 if self._round_trip_s + self.beyond_s <= _NEAR_S else _FAR_PARALLEL)
 
     def start(self, piece: Piece, held: int) -> int:
         """Return from where to go on with a file of which *held* bytes seem to be there.
@@ -176,8 +189,8 @@ class Trip:
             return 0
         if held == size:
             return held
-        if self.ways.parallel > 1:
-            held -= self.ways.parallel * _HOLES_BYTES
+        if (parallel := self.ways.parallel or _FAR_PARALLEL) > 1:
+            held -= parallel * _HOLES_BYTES
         return held if held >= RESUME_BYTES else 0
 
 

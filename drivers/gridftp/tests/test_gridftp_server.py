@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from datetime import timedelta
@@ -267,16 +269,22 @@ def test_a_long_file_is_continued_and_written_anew_where_that_proves_wrong(
     assert ["long"] == os.listdir(target)
 
 
-def test_a_long_file_goes_by_parallel_streams_both_ways(
-    opened: Open, gridftp: GridFtp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commands = list[Sequence[str]]()
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> Sequence[str]:
+    """Return how the client is called."""
+    found = list[str]()
 
     def noted(command: Sequence[str], **more: Any) -> CommandResult:
-        commands.append(command)
+        found.append(" ".join(command))
         return run(command, **more)
 
     monkeypatch.setattr("edgecore_gridftp.client.run", noted)
+    return found
+
+
+def test_a_long_file_goes_by_parallel_streams_both_ways(
+    opened: Open, gridftp: GridFtp, tmp_path: Path, commands: Sequence[str]
+) -> None:
     content = random_bytes(_PARALLEL_BYTES)
     (tmp_path / "from").mkdir()
     (tmp_path / "from" / "long").write_bytes(content)
@@ -286,7 +294,45 @@ def test_a_long_file_goes_by_parallel_streams_both_ways(
     driver.fetch(url=url, directory=tmp_path / "near", progress=_ignored)
 
     assert content == (tmp_path / "near" / "long").read_bytes()
-    assert [True, True] == ["-p 3 " in " ".join(command) for command in commands]
+    assert [True, True] == ["-p 3 " in command for command in commands]
+
+
+@pytest.mark.parametrize(
+    ("round_trip_s", "expected"), [(0.0011, ["", "", "-p 4"]), (0.010, ["-p 4", "-p 4", "-p 4"])]
+)
+def test_the_way_decides_how_many_connections_carry_a_long_file(
+    round_trip_s: float,
+    expected: Sequence[str],
+    opened: Open,
+    gridftp: GridFtp,
+    gridftp_second: GridFtp,
+    tmp_path: Path,
+    commands: Sequence[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Control, "round_trip_s", property(lambda self: round_trip_s))
+    content = random_bytes(_PARALLEL_BYTES)
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "long").write_bytes(content)
+    driver, url = opened(parallel_from_mb=64), gridftp.url + quote(str(tmp_path / "far"))
+
+    driver.deliver(directory=tmp_path / "from", url=url, progress=_ignored, selection=EVERYTHING)
+    driver.fetch(url=url, directory=tmp_path / "near", progress=_ignored)
+    beside = gridftp_second.url + quote(str(tmp_path / "beside"))
+    driver.copy(source=url, target=beside, progress=_ignored)
+
+    assert content == (tmp_path / "near" / "long").read_bytes() == (tmp_path / "beside" / "long").read_bytes()
+    assert expected == ["".join(re.findall(r"-p \d+", command)) for command in commands]
+
+
+def test_the_round_trip_is_no_longer_than_the_quickest_answer(opened: Open, gridftp: GridFtp) -> None:
+    driver, answers = opened(), list[float]()
+    with driver._pool.channel(driver._server(parse_url(gridftp.url)), Tally()) as control:
+        for _ in range(100):
+            begun = time.perf_counter()
+            control.ask(b"NOOP")
+            answers.append(time.perf_counter() - begun)
+        assert 0 < control.round_trip_s <= min(answers)
 
 
 # ------------------------------------------------------------------------ server to server
