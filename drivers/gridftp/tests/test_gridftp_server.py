@@ -39,6 +39,7 @@ pytestmark = pytest.mark.slow
 _PARALLEL_BYTES = 80 * 1024 * 1024
 _LONG_BYTES = 8 * 1024 * 1024
 _PART_BYTES = 6 * 1024 * 1024
+_LOOKS = 3
 
 Open = Callable[..., GridFtpTransfer]
 
@@ -486,15 +487,19 @@ def test_nothing_listens_here_where_the_site_says_so(
     watcher.start()
     try:
         with gridftp.slow(20e6):
-            driver.fetch(url=gridftp.url + quote(str(tree)), directory=tmp_path / "near", progress=_ignored)
+            for attempt in range(_LOOKS):  # it listens for a moment, which a busy machine may miss
+                near = tmp_path / f"near{attempt}"
+                driver.fetch(url=gridftp.url + quote(str(tree)), directory=near, progress=_ignored)
+                assert content_of(tree, modes=False, times=False) == content_of(
+                    near, modes=False, times=False
+                )
+                if seen:
+                    break
     finally:
         ended.set()
         watcher.join()
 
     assert listen == bool(seen)
-    assert content_of(tree, modes=False, times=False) == content_of(
-        tmp_path / "near", modes=False, times=False
-    )
 
 
 def _listening_children() -> Iterator[int]:
