@@ -31,7 +31,9 @@ class GridFtpPeer(Peer):
         place.mkdir()
         self.place, self.server, self.second = place, server, second
         self.url = server.url + quote(str(place))
-        self.settings: dict[str, Any] = {"options": ["-dcstack", server.stack], **settings}
+        # Once in hundreds of times the client waits for ever for a server whose disk is full.
+        patient = {"no_progress_s": 60}
+        self.settings: dict[str, Any] = {"options": ["-dcstack", server.stack], **patient, **settings}
         if server.grid is not None:
             self.settings |= {"proxy": str(server.proxy), "authorities": str(server.grid.authorities)}
         self.impatient = {"no_progress_s": 0.7}
