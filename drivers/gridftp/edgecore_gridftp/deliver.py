@@ -207,9 +207,10 @@ class _Writing:
     """Whose temporary copy does not hold what the source holds."""
     pieces: list[Piece] = field(init=False)
     parts: dict[Piece, bytes] = field(init=False)
+    _pairs: dict[Piece, tuple[str, str]] = field(init=False)
+    """From where to where the client brings each file."""
     _carried: list[Piece] = field(init=False)
-    _pairs: list[tuple[str, str]] = field(init=False)
-    """From where to where each of these goes."""
+    """These files, in its order."""
     _begun: int = 0
     """Which of these the client has begun, at least."""
     _settled: int = 0
@@ -218,9 +219,8 @@ class _Writing:
     def __attrs_post_init__(self) -> None:
         """Put the files in the order in which the client goes."""
         self.parts = {piece: _part(self.trip, piece) for piece in self.todo}
-        carried = [(self._pair(piece), piece) for piece in self.todo if not piece.whole]
-        carried.sort(key=lambda each: goes_alone(each[0]))
-        self._pairs, self._carried = [pair for pair, _ in carried], [piece for _, piece in carried]
+        self._pairs = {piece: self._pair(piece) for piece in self.todo if not piece.whole}
+        self._carried = sorted(self._pairs, key=lambda piece: goes_alone(self._pairs[piece]))
         self.pieces = [*(piece for piece in self.todo if piece.whole), *self._carried]
 
     def _pair(self, piece: Piece) -> tuple[str, str]:
@@ -249,7 +249,7 @@ class _Writing:
     def _load(self) -> Load:
         first, count = self._carried[0], len(self._carried)
         return Load(
-            pairs=self._pairs,
+            pairs=[self._pairs[piece] for piece in self._carried],
             asked=f"write {self._name(first)}" + (f" and {count - 1} more files" if count > 1 else ""),
             fast=True,
             parallel=self.trip.parallel(first),

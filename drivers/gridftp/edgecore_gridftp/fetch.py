@@ -171,18 +171,18 @@ class _Filling:
     """Whose temporary copy does not hold what the other side holds."""
     pieces: list[Piece] = field(init=False)
     trip: Trip = field(init=False)
+    _pairs: dict[Piece, tuple[str, str]] = field(init=False)
+    """From where to where the client brings each file."""
     _carried: list[Piece] = field(init=False)
-    _pairs: list[tuple[str, str]] = field(init=False)
-    """From where to where each of these goes."""
+    """These files, in its order."""
     _write_out: WriteOut = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         """Put the files in the order in which the client goes."""
         self.trip = self.fetching.trip
         self._write_out = WriteOut(self.parts[self.todo[0]].opened, self.todo[0].start)
-        carried = [(self._pair(piece), piece) for piece in self.todo if not piece.whole]
-        carried.sort(key=lambda each: goes_alone(each[0]))
-        self._pairs, self._carried = [pair for pair, _ in carried], [piece for _, piece in carried]
+        self._pairs = {piece: self._pair(piece) for piece in self.todo if not piece.whole}
+        self._carried = sorted(self._pairs, key=lambda piece: goes_alone(self._pairs[piece]))
         self.pieces = [*(piece for piece in self.todo if piece.whole), *self._carried]
 
     def _pair(self, piece: Piece) -> tuple[str, str]:
@@ -219,7 +219,7 @@ class _Filling:
         parallel = self.trip.parallel(first) if self.trip.ways.listen else 1
         named = self.trip.name_of((*first.parts, first.file.name))
         return Load(
-            pairs=self._pairs,
+            pairs=[self._pairs[piece] for piece in self._carried],
             asked=f"read {named}" + (f" and {count - 1} more files" if count > 1 else ""),
             fast=self.trip.ways.listen and (count > 1 or parallel > 1),
             parallel=parallel,
