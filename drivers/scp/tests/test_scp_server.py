@@ -337,11 +337,9 @@ def test_a_disk_there_that_takes_no_further_file_is_told_to_many_at_once(
 def test_two_transfers_to_one_place_do_not_mix_their_files(
     opened: Opener, proxy: Proxy, tmp_path: Path
 ) -> None:
+    # Each is far more than is under way at a time, before the other's questions.
     contents = {name: random_bytes(16 * MEBIBYTE, seed) for seed, name in enumerate(("first", "second"))}
-    for (
-        name,
-        content,
-    ) in contents.items():  # far more than is under way at a time, before the other's questions
+    for name, content in contents.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_bytes(content)
     driver, moving = opened(), threading.Event()
